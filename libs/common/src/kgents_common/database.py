@@ -1,0 +1,148 @@
+"""Postgres for the services that own a schema: a pool, ordered migrations, durability; it holds no query.
+
+Sources: PostgreSQL documentation, "Reliability and the Write-Ahead Log" (fsync, synchronous_commit).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+
+import psycopg
+import structlog
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from kgents_common.errors import ConfigurationError, TransientError
+
+_log = structlog.get_logger()
+
+# Errors of the server's state, the network or a lost race, as against errors of what we asked.
+_TRANSIENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.LockNotAvailable,
+    PoolTimeout,
+)
+
+
+def make_pool(
+    url: str, *, application: str, max_size: int = 8, statement_timeout_seconds: float = 60
+) -> AsyncConnectionPool[psycopg.AsyncConnection]:
+    """A closed pool; `await pool.open()` starts it. Connections are checked before use.
+
+    Args:
+        url: A libpq connection URL.
+        application: The name shown in pg_stat_activity.
+        statement_timeout_seconds: The longest one statement may run; a transaction may idle as long.
+    """
+    milliseconds = int(statement_timeout_seconds * 1000)
+    return AsyncConnectionPool(
+        url,
+        min_size=1,
+        max_size=max_size,
+        open=False,
+        timeout=10,
+        max_idle=60,
+        reconnect_timeout=3600,
+        check=AsyncConnectionPool.check_connection,
+        kwargs={
+            "application_name": application,
+            "connect_timeout": 5,
+            "options": f"-c statement_timeout={milliseconds}"
+            f" -c idle_in_transaction_session_timeout={milliseconds} -c timezone=UTC",
+        },
+        name=application,
+    )
+
+
+@contextmanager
+def transient_errors() -> Iterator[None]:
+    """Turn Postgres being away, restarting or overtaken into TransientError; everything else passes.
+
+    Raises:
+        TransientError: The same transaction may succeed later.
+    """
+    try:
+        yield
+    except _TRANSIENT as error:
+        raise TransientError(f"postgres: {type(error).__name__}") from error
+
+
+async def check_durability(connection: psycopg.AsyncConnection) -> None:
+    """Refuse a server on which a commit may vanish.
+
+    Raises:
+        ConfigurationError: fsync, full_page_writes or synchronous_commit is off.
+    """
+    for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+        row = await (await connection.execute("select current_setting(%s)", [setting])).fetchone()
+        if row is None or row[0] == "off":
+            raise ConfigurationError(
+                f"Postgres has {setting}=off: an acknowledged commit could be lost",
+                hint=f"set {setting} = on and restart the service",
+            )
+
+
+async def migrate(url: str, *, package: str, schema: str) -> list[str]:
+    """Run the package's `*.sql` files that this schema has not seen, in name order, each in a transaction.
+
+    Safe to run from several processes at once: one advisory lock orders them.
+
+    Returns:
+        The names of the files that ran.
+
+    Raises:
+        ConfigurationError: A file that already ran has changed since.
+        TransientError: Postgres is away.
+    """
+    files = sorted(
+        (f for f in resources.files(package).iterdir() if f.name.endswith(".sql")), key=lambda f: f.name
+    )
+    ran: list[str] = []
+    with transient_errors():
+        async with await psycopg.AsyncConnection.connect(
+            url, autocommit=True, connect_timeout=5
+        ) as connection:
+            await check_durability(connection)
+            lock = f"kgents.migrate.{schema}"
+            await connection.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [lock])
+            try:
+                name = sql.Identifier(schema)
+                await connection.execute(sql.SQL("create schema if not exists {}").format(name))
+                table = sql.Identifier(schema, "migration")
+                await connection.execute(
+                    sql.SQL(
+                        "create table if not exists {} (name text primary key, digest text not null,"
+                        " at timestamptz not null default now())"
+                    ).format(table)
+                )
+                rows = await (
+                    await connection.execute(sql.SQL("select name, digest from {}").format(table))
+                ).fetchall()
+                seen: dict[str, str] = dict(rows)
+                for file in files:
+                    text = file.read_text()
+                    digest = hashlib.sha256(text.encode()).hexdigest()
+                    if file.name in seen:
+                        if seen[file.name] != digest:
+                            raise ConfigurationError(
+                                f"migration {schema}/{file.name} has changed since it ran",
+                                hint="put the change into a new file",
+                            )
+                        continue
+                    async with connection.transaction():
+                        await connection.execute(text.encode())
+                        await connection.execute(
+                            sql.SQL("insert into {} (name, digest) values (%s, %s)").format(table),
+                            [file.name, digest],
+                        )
+                    ran.append(file.name)
+                    _log.info("database.migrated", schema=schema, file=file.name)
+            finally:
+                await connection.execute("select pg_advisory_unlock(hashtextextended(%s, 0))", [lock])
+    return ran

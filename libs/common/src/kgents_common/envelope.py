@@ -1,0 +1,317 @@
+"""The CloudEvents 1.0 envelope: reading it strictly, stamping it, and its one identity; no transport.
+
+Sources of the rules: CloudEvents 1.0.2 section 3 (attributes) and its JSON format section 3; RFC 3339 for
+`time`; OpenMeter's event schema for `data` (an object or null), as every event is delivered there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Protocol
+from urllib.parse import unquote
+
+import msgspec
+
+from kgents_common import subjects
+from kgents_common.errors import EnvelopeError, Violation
+
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+
+# The door stamps the time it received an event that came without one, and says so: such a time is not part
+# of what the producer said, so the same event sent again is a duplicate and not a conflict.
+TIME_ORIGIN = "timeorigin"
+TIME_ORIGIN_RECEIVED = "received"
+
+MAX_ID_CHARACTERS = 512
+MAX_SOURCE_CHARACTERS = 1024
+MAX_DEPTH = 32
+MAX_FUTURE = timedelta(minutes=5)
+# Older than the Unix epoch or beyond what a date type holds is a broken clock, not a late event.
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_ATTRIBUTE_NAME = re.compile(r"[a-z0-9_]{1,64}")
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
+_ANY = msgspec.json.Decoder()
+_ENCODER = msgspec.json.Encoder()
+_EXACT = msgspec.json.Decoder(float_hook=Decimal)
+_CANONICAL = msgspec.json.Encoder(order="sorted", decimal_format="number")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One event, checked and complete.
+
+    Attributes:
+        body: The structured JSON CloudEvent as it is published, subject and time set.
+        data: The JSON text of `data`, an object; `{}` where the producer sent none.
+        time: When it happened, aware, in UTC.
+        time_is_received: The time is the door's, not the producer's.
+    """
+
+    id: str
+    source: str
+    type: str
+    tenant: str
+    time: datetime
+    time_is_received: bool
+    data: bytes
+    body: bytes
+
+    @property
+    def subject(self) -> str:
+        """The NATS subject it is published under."""
+        return subjects.agentese(self.tenant, self.type)
+
+    @property
+    def key(self) -> bytes:
+        """The 16-byte identity: see `identity`."""
+        return identity(self.tenant, self.source, self.id)
+
+    def payload_hash(self) -> bytes:
+        """16 bytes over the canonical type, time, subject and data.
+
+        Two events with one key and one hash are the same event sent twice; with two hashes they contradict
+        each other. Object members are compared without their order, numbers as they are written.
+        """
+        time = b"" if self.time_is_received else self.time.isoformat().encode()
+        data = _CANONICAL.encode(_EXACT.decode(self.data))
+        return _digest(self.type.encode(), time, self.tenant.encode(), data)
+
+
+def identity(tenant: str, source: str, event_id: str) -> bytes:
+    """blake2b-128 of tenant, source and id, each preceded by its length in bytes (4 bytes, big endian).
+
+    It is the `Nats-Msg-Id` (in hexadecimal), the ledger's permanent key, and what OpenMeter deduplicates by.
+    Changing it re-bills everything: it is frozen.
+    """
+    return _digest(tenant.encode(), source.encode(), event_id.encode())
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def read(body: bytes | msgspec.Raw, *, tenant: str, now: datetime, place: str = "") -> Envelope:
+    """Check one structured CloudEvent and set its subject to `tenant` and, where absent, its time to `now`.
+
+    Args:
+        body: The JSON text.
+        tenant: Whose it is, from credentials or from the NATS subject; a different `subject` is refused.
+        now: The moment of receipt, aware, in UTC.
+        place: What to put before a field's name in a violation, e.g. `[3].`.
+
+    Raises:
+        EnvelopeError: With every violated rule; status 403 where the only fault is a foreign tenant.
+    """
+    try:
+        attributes = _OBJECT.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise EnvelopeError([Violation(place.rstrip("."), f"must be a JSON object: {error}")]) from None
+    return _check(attributes, body, tenant=tenant, now=now, place=place)
+
+
+def _check(
+    attributes: dict[str, msgspec.Raw], body: bytes | msgspec.Raw, *, tenant: str, now: datetime, place: str
+) -> Envelope:
+    wrong: list[Violation] = []
+
+    def fail(field: str, rule: str) -> None:
+        wrong.append(Violation(place + field, rule))
+
+    def text(field: str, limit: int, *, required: bool = True) -> str:
+        raw = attributes.get(field)
+        if raw is None:
+            if required:
+                fail(field, "is required")
+            return ""
+        try:
+            value = _STRING.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            fail(field, "must be a string")
+            return ""
+        if not value:
+            fail(field, "must not be empty")
+        elif len(value) > limit:
+            fail(field, f"must be at most {limit} characters")
+        elif _CONTROL.search(value):
+            fail(field, "must not contain control characters")
+        else:
+            return value
+        return ""
+
+    specversion = text("specversion", 8)
+    if specversion and specversion != "1.0":
+        fail("specversion", "must be '1.0'")
+    event_id = text("id", MAX_ID_CHARACTERS)
+    source = text("source", MAX_SOURCE_CHARACTERS)
+    event_type = text("type", 255)
+    if event_type and not subjects.is_type(event_type):
+        fail("type", f"must be {subjects.TYPE_RULE}")
+    content_type = _optional(attributes, "datacontenttype")
+    if content_type is not None and text("datacontenttype", 256) not in ("", "application/json"):
+        fail("datacontenttype", "must be 'application/json'")
+    if _optional(attributes, "dataschema") is not None:
+        text("dataschema", 2048)
+    if "data_base64" in attributes:
+        fail("data_base64", "binary data cannot be metered; send a JSON object as data")
+    for name in attributes:
+        if not _ATTRIBUTE_NAME.fullmatch(name):
+            fail(name[:64], "attribute names are 1 to 64 lower-case letters, digits or '_'")
+
+    time, received = _time(attributes, now, fail)
+    data = _data(attributes, fail)
+
+    foreign = False
+    if _optional(attributes, "subject") is not None:
+        subject = text("subject", 64)
+        if subject and subject != tenant:
+            foreign = not wrong
+            fail("subject", "must be the tenant of the credentials, or absent")
+    if wrong:
+        raise EnvelopeError(wrong, status=403 if foreign else 400)
+
+    stamped = {}
+    if _optional(attributes, "subject") is None:
+        stamped["subject"] = msgspec.Raw(_ENCODER.encode(tenant))
+    if _optional(attributes, "time") is None:
+        stamped["time"] = msgspec.Raw(_ENCODER.encode(time))
+        stamped[TIME_ORIGIN] = msgspec.Raw(_ENCODER.encode(TIME_ORIGIN_RECEIVED))
+    # Unchanged bytes are published as they came: cheaper, and nothing of the producer's can get lost.
+    published = _ENCODER.encode({**attributes, **stamped}) if stamped else bytes(body)
+    return Envelope(event_id, source, event_type, tenant, time, received, data, published)
+
+
+def _optional(attributes: Mapping[str, msgspec.Raw], field: str) -> msgspec.Raw | None:
+    raw = attributes.get(field)
+    return None if raw is None or bytes(raw) == b"null" else raw
+
+
+_TIME = msgspec.json.Decoder(datetime)
+_RFC3339 = re.compile(rb'"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)"')
+
+
+def _time(attributes: Mapping[str, msgspec.Raw], now: datetime, fail: _Fail) -> tuple[datetime, bool]:
+    raw = _optional(attributes, "time")
+    if raw is None:
+        return now, True
+    try:
+        if not _RFC3339.fullmatch(bytes(raw)):
+            raise ValueError
+        time = _TIME.decode(raw).astimezone(UTC)
+    except (ValueError, OverflowError):  # msgspec's errors are ValueErrors
+        fail("time", "must be an RFC 3339 date and time with a zone")
+        return now, False
+    if time > now + MAX_FUTURE:
+        fail("time", "must not be more than 5 minutes in the future")
+    elif time < EARLIEST:
+        fail("time", "must not be before 1970")
+    origin = attributes.get(TIME_ORIGIN)
+    return time, origin is not None and bytes(origin) == b'"received"'
+
+
+def _data(attributes: Mapping[str, msgspec.Raw], fail: _Fail) -> bytes:
+    raw = _optional(attributes, "data")
+    if raw is None:
+        return b"{}"
+    text = bytes(raw)
+    if not text.startswith(b"{"):
+        fail("data", "must be a JSON object or null")
+        return b"{}"
+    try:
+        value = _ANY.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        fail("data", f"must be JSON within float64's range and {MAX_DEPTH} levels: {error}")
+        return b"{}"
+    if _depth(value) > MAX_DEPTH:
+        fail("data", f"must not nest deeper than {MAX_DEPTH} levels")
+    return text
+
+
+def _depth(value: object) -> int:
+    """Levels of nesting, counted only as far as the limit."""
+    level: list[object] = [value]
+    depth = 0
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        below: list[object] = []
+        for item in level:
+            if type(item) is dict:
+                below.extend(v for v in item.values() if type(v) in _NESTED)
+            elif type(item) is list:
+                below.extend(v for v in item if type(v) in _NESTED)
+        level = below
+    return depth
+
+
+_NESTED = (dict, list)
+
+
+def read_batch(body: bytes, *, tenant: str, now: datetime, limit: int) -> list[Envelope]:
+    """Check a JSON array of CloudEvents; all are good or none is taken.
+
+    Raises:
+        EnvelopeError: With the violations of every wrong event, `[3].subject` naming event 3 (from 0);
+            status 413 for more than `limit` events, 403 where foreign tenants are the only fault.
+    """
+    try:
+        items = _ARRAY.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise EnvelopeError([Violation("", f"must be a JSON array of events: {error}")]) from None
+    if not items:
+        raise EnvelopeError([Violation("", "must hold at least one event")])
+    if len(items) > limit:
+        raise EnvelopeError([Violation("", f"must hold at most {limit} events")], status=413)
+    envelopes: list[Envelope] = []
+    wrong: list[Violation] = []
+    statuses: set[int] = set()
+    for index, item in enumerate(items):
+        try:
+            envelopes.append(read(item, tenant=tenant, now=now, place=f"[{index}]."))
+        except EnvelopeError as error:
+            wrong.extend(error.violations)
+            statuses.add(error.status)
+    if wrong:
+        raise EnvelopeError(wrong, status=403 if statuses == {403} else 400)
+    return envelopes
+
+
+def read_binary(headers: Mapping[str, str], body: bytes, *, tenant: str, now: datetime) -> Envelope:
+    """Check an event in the HTTP binding's binary mode: attributes as `ce-` headers, the body as its data.
+
+    `headers` has lower-case names. Header values are percent-decoded (HTTP binding 3.1.3.2).
+
+    Raises:
+        EnvelopeError: As `read` does.
+    """
+    attributes = {
+        name[3:]: msgspec.Raw(_ENCODER.encode(unquote(value)))
+        for name, value in headers.items()
+        if name.startswith("ce-")
+    }
+    attributes["datacontenttype"] = msgspec.Raw(b'"application/json"')
+    if body.strip():
+        attributes["data"] = msgspec.Raw(body.strip())
+    for name in ("data", "datacontenttype"):
+        if f"ce-{name}" in headers:
+            raise EnvelopeError([Violation(name, "must not be a header in binary mode")])
+    envelope = _check(attributes, b"", tenant=tenant, now=now, place="")
+    return envelope if envelope.body else replace(envelope, body=_ENCODER.encode(attributes))
+
+
+class _Fail(Protocol):
+    """The callback that notes a violation."""
+
+    def __call__(self, field: str, rule: str) -> None: ...
