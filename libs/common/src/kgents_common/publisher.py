@@ -1,0 +1,261 @@
+"""Publishing to JetStream with many acknowledgements under way at once; every call ends, stored or not.
+
+nats-py's own `publish_async` leaves futures pending for ever when a server dies between the send and the
+acknowledgement. Here every publish has a deadline. A message whose fate is unknown may still be stored: send
+it again under the same `message_id`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import msgspec
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from kgents_common.connection import Connection
+from kgents_common.envelope import Envelope
+from kgents_common.errors import NotDurableError, PermanentError
+from kgents_common.resilience import CircuitBreaker
+
+MESSAGE_ID = "Nats-Msg-Id"
+EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+# JetStream's err_code for "wrong last sequence" (nats-server server/errors.json).
+WRONG_LAST_SEQUENCE = 10071
+# Headers are cut off from the 1 MiB a server takes for headers and payload together; a client that sends
+# more is closed by the server for good.
+MAX_HEADER_BYTES = 16 * 1024
+SWEEP_SECONDS = 0.1
+
+
+class AlreadyThereError(PermanentError):
+    """The subject already holds a message although none was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """JetStream's word that a message is stored.
+
+    Attributes:
+        duplicate: The stream already held this `Nats-Msg-Id`; `seq` is the first one's.
+    """
+
+    stream: str
+    seq: int
+    duplicate: bool
+
+
+class _Reply(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _Error | None = None
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+_REPLY = msgspec.json.Decoder(_Reply)
+
+
+class Publisher:
+    """Pipelines publishes over one connection.
+
+    Args:
+        connection: Where to; may be down.
+        timeout: How long to wait for an acknowledgement.
+        max_in_flight: More than this many unacknowledged messages are refused at once.
+        breaker: Told of every outcome; open, it refuses at once.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        timeout: timedelta = timedelta(seconds=4),
+        max_in_flight: int = 8192,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        self._connection = connection
+        self._timeout = timeout.total_seconds()
+        self._max_in_flight = max_in_flight
+        self.breaker = breaker or CircuitBreaker("nats", threshold=10, window=20)
+        self._pending: dict[str, tuple[asyncio.Future[Ack], float]] = {}
+        self._sent = 0
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._subscribing = asyncio.Lock()
+
+    @property
+    def in_flight(self) -> int:
+        """Messages sent and not yet acknowledged."""
+        return len(self._pending)
+
+    async def start(self) -> None:
+        """Begin to sweep; the inbox is subscribed with the first publish."""
+        self._sweeper = asyncio.create_task(self._sweep(), name="publisher.sweep")
+
+    async def stop(self) -> None:
+        """Wait for what is in flight, within the publish timeout, then let go of the inbox."""
+        if self._pending:
+            await asyncio.wait({future for future, _ in self._pending.values()}, timeout=self._timeout + 1)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        if self._subscription is not None:
+            with contextlib.suppress(Exception):
+                await self._subscription.unsubscribe()
+
+    async def publish_event(self, envelope: Envelope, headers: Mapping[str, str] | None = None) -> Ack:
+        """Publish an event to AGENTESE under its identity.
+
+        Raises:
+            NotDurableError: As `publish`.
+        """
+        return await self.publish(
+            envelope.subject, envelope.body, message_id=envelope.key.hex(), headers=headers
+        )
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        message_id: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> Ack:
+        """Store one message and wait until JetStream says it is.
+
+        Raises:
+            NotDurableError: Not acknowledged: no server, no stream, a full stream, or no answer in time.
+            AlreadyThereError: The headers expected an empty subject and it is not.
+            PermanentError: Headers and payload together are more than the server takes.
+            CircuitOpenError: A NotDurableError's cause happened too often lately.
+        """
+        future = await self.send(subject, payload, message_id=message_id, headers=headers)
+        return await future
+
+    async def send(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        message_id: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> asyncio.Future[Ack]:
+        """Send one message; the future is its acknowledgement or one of `publish`'s errors.
+
+        For batches: send them all, then await them all.
+
+        Raises:
+            NotDurableError: It could not be sent at all.
+        """
+        is_probe = self.breaker.admit()
+        try:
+            return await self._send(subject, payload, message_id, headers, is_probe)
+        except asyncio.CancelledError:
+            self.breaker.release(is_probe)
+            raise
+        except NotDurableError:
+            self.breaker.failed(is_probe)
+            raise
+        except PermanentError:
+            self.breaker.release(is_probe)
+            raise
+
+    async def _send(
+        self, subject: str, payload: bytes, message_id: str, headers: Mapping[str, str] | None, is_probe: bool
+    ) -> asyncio.Future[Ack]:
+        client = self._connection.client
+        if self._subscription is None:
+            await self._subscribe()
+        if len(self._pending) >= self._max_in_flight:
+            raise NotDurableError("nats: too many messages await their acknowledgement")
+        all_headers = {**headers, MESSAGE_ID: message_id} if headers else {MESSAGE_ID: message_id}
+        size = len(payload) + sum(len(k) + len(v) + 4 for k, v in all_headers.items()) + 12
+        if size > client.max_payload:
+            raise PermanentError(
+                f"headers and payload are {size} bytes; the server takes {client.max_payload}"
+            )
+        self._sent += 1
+        token = str(self._sent)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Ack] = loop.create_future()
+        future.add_done_callback(lambda f: self._tell(f, is_probe))
+        self._pending[token] = (future, loop.time() + self._timeout)
+        try:
+            await client.publish(subject, payload, reply=self._inbox + token, headers=all_headers)
+        except (NatsError, OSError, ValueError) as error:
+            self._pending.pop(token, None)
+            future.cancel()
+            raise NotDurableError(f"nats: {type(error).__name__}") from error
+        return future
+
+    async def _subscribe(self) -> None:
+        async with self._subscribing:
+            if self._subscription is None:
+                client = self._connection.client
+                inbox = client.new_inbox() + "."
+                try:
+                    self._subscription = await client.subscribe(
+                        inbox + "*", cb=self._answered, pending_msgs_limit=-1, pending_bytes_limit=-1
+                    )
+                except (NatsError, OSError) as error:
+                    raise NotDurableError(f"nats: {type(error).__name__}") from error
+                self._inbox = inbox
+
+    async def _answered(self, message: Msg) -> None:
+        entry = self._pending.pop(message.subject.rpartition(".")[2], None)
+        if entry is None or entry[0].done():
+            return
+        future = entry[0]
+        if not message.data:  # a bare 503 status: nobody listens on this subject
+            future.set_exception(NotDurableError("nats: no stream takes this subject"))
+            return
+        try:
+            reply = _REPLY.decode(message.data)
+        except msgspec.DecodeError:
+            future.set_exception(NotDurableError("nats: an acknowledgement could not be read"))
+            return
+        if reply.error is None:
+            future.set_result(Ack(reply.stream, reply.seq, reply.duplicate))
+        elif reply.error.err_code == WRONG_LAST_SEQUENCE:
+            future.set_exception(AlreadyThereError("the subject already holds a message"))
+        else:
+            future.set_exception(
+                NotDurableError(f"jetstream: {reply.error.description} ({reply.error.err_code})")
+            )
+
+    def _tell(self, future: asyncio.Future[Ack], is_probe: bool) -> None:
+        if future.cancelled():
+            self.breaker.release(is_probe)
+        elif isinstance(future.exception(), NotDurableError):
+            self.breaker.failed(is_probe)
+        else:
+            self.breaker.succeeded(is_probe)
+
+    async def _sweep(self) -> None:
+        """Fail what has waited too long; entries are in the order of their deadlines."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = loop.time()
+            late: list[str] = []
+            for token, (_, deadline) in self._pending.items():
+                if deadline > now:
+                    break
+                late.append(token)
+            for token in late:
+                future, _ = self._pending.pop(token)
+                if not future.done():
+                    future.set_exception(NotDurableError("nats: no acknowledgement in time"))

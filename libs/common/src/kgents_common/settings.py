@@ -1,0 +1,86 @@
+"""Settings read once from the environment into one frozen object.
+
+Names are the operators' own (`NATS_SERVERS`, `REDIS_URL`, `DATABASE_URL`, `OTEL_*`); what is
+ours alone starts with `KGENTS_`. No secret has a default.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from kgents_common.errors import ConfigurationError
+
+
+class ServiceSettings(BaseSettings):
+    """What every service is told."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    host: str = Field("0.0.0.0", validation_alias="KGENTS_HOST")  # noqa: S104 a pod listens on its address
+    port: int = Field(8000, validation_alias="KGENTS_PORT", ge=0, le=65535)
+    log_level: str = Field(
+        "info", validation_alias="KGENTS_LOG_LEVEL", pattern="^(debug|info|warning|error)$"
+    )
+    instance: str = Field(default_factory=socket.gethostname, validation_alias="KGENTS_INSTANCE")
+    drain_seconds: float = Field(
+        20, validation_alias="KGENTS_DRAIN_SECONDS", gt=0, description="SIGTERM to exit, at most"
+    )
+    heartbeat_seconds: float = Field(5, validation_alias="KGENTS_HEARTBEAT_SECONDS", gt=0)
+    nats_servers: Annotated[tuple[str, ...], NoDecode] = Field(validation_alias="NATS_SERVERS", min_length=1)
+    nats_user: str | None = Field(None, validation_alias="NATS_USER")
+    nats_password: SecretStr | None = Field(None, validation_alias="NATS_PASSWORD")
+    nats_nkey_seed_file: Path | None = Field(None, validation_alias="NATS_NKEY_SEED_FILE")
+    otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+
+    @field_validator("nats_servers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def from_environment(cls, **overrides: Any) -> Self:
+        """Read the environment.
+
+        Raises:
+            ConfigurationError: Naming every missing or wrong variable, never its value.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(str(part) for part in e['loc']) or cls.__name__}: {e['msg']}"
+                for e in error.errors()
+            ]
+            raise ConfigurationError(
+                "settings: " + "; ".join(faults), hint="set the variables and start again"
+            ) from None
+
+    def masked(self) -> dict[str, str]:
+        """The effective settings by field name, secrets and passwords inside URLs masked; for `--check`."""
+        shown: dict[str, str] = {}
+        for name, value in self:
+            if isinstance(value, tuple):
+                shown[name] = ",".join(_mask(str(item)) for item in value)
+            else:
+                shown[name] = _mask(str(value))
+        return shown
+
+
+def _mask(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not separator or not at:
+        return value
+    user = credentials.partition(":")[0]
+    return f"{scheme}://{user}:**********@{host}"
+
+
+def process_id() -> str:
+    """A name for this process that no other running one shares: host, process id."""
+    return f"{socket.gethostname()}-{os.getpid()}"
