@@ -127,6 +127,7 @@ class Watchdog:
         self._consumer = consumer
         self._clock = clock or SystemClock()
         self._seen_at: float | None = None
+        self._first_seen = asyncio.Event()
         self._floor = 0
         self._epoch = ""
         self._pending = 0
@@ -154,14 +155,13 @@ class Watchdog:
                 await self._task
 
     async def wait(self, timeout: timedelta | None = None) -> None:
-        """Until the consumer was seen.
+        """Until the consumer was seen for the first time.
 
         Raises:
             TimeoutError: Not within `timeout`.
         """
         async with asyncio.timeout(timeout.total_seconds() if timeout else None):
-            while not self.is_alive:
-                await asyncio.sleep(0.05)
+            await self._first_seen.wait()
 
     async def look(self) -> None:
         """One look; restores the consumer where its stream is there and it is not.
@@ -188,6 +188,7 @@ class Watchdog:
         self._floor = info["ack_floor"]["stream_seq"]
         self._pending = info["num_pending"] + info["num_ack_pending"]
         self._seen_at = self._clock.monotonic()
+        self._first_seen.set()
 
     async def _watch(self) -> None:
         while True:

@@ -1,0 +1,151 @@
+"""What a process knows of itself and its neighbours, as liveness, readiness and one health document.
+
+Nothing here asks a neighbour while a caller waits: probes return what loops and circuits already know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from kgents_common import subjects
+from kgents_common.clock import Clock
+from kgents_common.errors import KgentsError
+from kgents_common.publisher import Publisher
+from kgents_common.telemetry.metrics import metrics_response
+
+_log = structlog.get_logger()
+
+
+class Status(StrEnum):
+    """How well a thing does."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a probe found."""
+
+    status: Status
+    detail: str = ""
+
+
+Probe = Callable[[], Check]
+
+
+@dataclass(slots=True)
+class Health:
+    """The probes of one process.
+
+    Attributes:
+        needed: Without these the process cannot do its work: it is not ready.
+        useful: Without these it works less well: it is degraded.
+    """
+
+    service: str
+    instance: str
+    needed: dict[str, Probe] = field(default_factory=dict)
+    useful: dict[str, Probe] = field(default_factory=dict)
+    is_draining: bool = False
+
+    def document(self) -> dict[str, object]:
+        """The health document: overall status and every probe's finding."""
+        needed = {name: probe() for name, probe in self.needed.items()}
+        useful = {name: probe() for name, probe in self.useful.items()}
+        return {
+            "status": self._overall(needed, useful),
+            "service": self.service,
+            "instance": self.instance,
+            "checks": {
+                name: {"status": check.status, **({"detail": check.detail} if check.detail else {})}
+                for name, check in {**needed, **useful}.items()
+            },
+        }
+
+    def is_ready(self) -> bool:
+        """Whether to send work here: nothing needed is down, and it is not draining."""
+        return not self.is_draining and all(p().status is not Status.DOWN for p in self.needed.values())
+
+    def _overall(self, needed: Mapping[str, Check], useful: Mapping[str, Check]) -> Status:
+        if self.is_draining or any(c.status is Status.DOWN for c in needed.values()):
+            return Status.DOWN
+        if any(c.status is not Status.OK for c in (*needed.values(), *useful.values())):
+            return Status.DEGRADED
+        return Status.OK
+
+
+def routes(health: Health, registry: CollectorRegistry) -> list[BaseRoute]:
+    """`/health` (document), `/health/live`, `/health/ready`, `/metrics`, for every service alike."""
+
+    async def live(_: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        is_ready = health.is_ready()
+        return _json(health.document(), 200 if is_ready else 503)
+
+    async def document(_: Request) -> Response:
+        found = health.document()
+        return _json(found, 503 if found["status"] is Status.DOWN else 200)
+
+    async def metrics(request: Request) -> Response:
+        return metrics_response(registry, request)
+
+    return [
+        Route("/health", document),
+        Route("/health/live", live),
+        Route("/health/ready", ready),
+        Route("/metrics", metrics),
+        Route("/metrics/", metrics),
+    ]
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+class Heartbeat:
+    """Publishes the health document to `events.heartbeat.<service>.<instance>` every few seconds."""
+
+    def __init__(self, health: Health, publisher: Publisher, clock: Clock, *, every_seconds: float) -> None:
+        self._health = health
+        self._publisher = publisher
+        self._clock = clock
+        self._every = every_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to beat."""
+        self._task = asyncio.create_task(self._beat(), name="heartbeat")
+
+    async def stop(self) -> None:
+        """Stop beating."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _beat(self) -> None:
+        subject = subjects.heartbeat(self._health.service, self._health.instance)
+        while True:
+            now = self._clock.now()
+            body = msgspec.json.encode({**self._health.document(), "at": now})
+            message_id = f"hb:{self._health.service}:{self._health.instance}:{now.timestamp()}"
+            try:
+                await self._publisher.publish(subject, body, message_id=message_id)
+            except KgentsError as error:
+                _log.debug("heartbeat.not_stored", error=str(error))
+            await asyncio.sleep(self._every)

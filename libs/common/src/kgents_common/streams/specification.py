@@ -1,0 +1,117 @@
+"""The two streams and their durable consumers as data; it talks to no server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from kgents_common import subjects
+
+GIB = 1024**3
+MESSAGE_TTL_SINCE = (2, 11)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """One stream. Bytes bound it, not age alone: full, it refuses the publisher and drops nothing.
+
+    Attributes:
+        wants_message_ttl: Messages may carry `Nats-TTL`, where the server (2.11 and later) knows it.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    description: str
+    max_bytes: int
+    max_age: timedelta
+    duplicate_window: timedelta = timedelta(minutes=2)
+    wants_message_ttl: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """One durable pull consumer: everything from the start, explicit acks, endless delivery."""
+
+    stream: str
+    name: str
+    filter_subject: str
+    description: str
+    ack_wait: timedelta = timedelta(seconds=60)
+    max_ack_pending: int = 4096
+
+    def config(self) -> dict[str, Any]:
+        """In the terms of `$JS.API.CONSUMER.CREATE`."""
+        return {
+            "durable_name": self.name,
+            "name": self.name,
+            "description": self.description,
+            "filter_subject": self.filter_subject,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": _nanoseconds(self.ack_wait),
+            "max_deliver": -1,
+            "max_ack_pending": self.max_ack_pending,
+            "replay_policy": "instant",
+        }
+
+
+AGENTESE = StreamSpec(
+    subjects.AGENTESE, ("agentese.>",), "What agents did", max_bytes=6 * GIB, max_age=timedelta(days=30)
+)
+EVENTS = StreamSpec(
+    subjects.EVENTS,
+    ("events.>",),
+    "The system's own bus",
+    max_bytes=2 * GIB,
+    max_age=timedelta(days=35),
+    wants_message_ttl=True,
+)
+STREAMS = (AGENTESE, EVENTS)
+
+METERING = ConsumerSpec(subjects.AGENTESE, "metering", "agentese.>", "Metering applies events to the ledger")
+METERING_BILLING_FACTS = ConsumerSpec(
+    subjects.EVENTS, "metering-billing-facts", "events.billing.>", "Metering turns billing facts into events"
+)
+BILLING = ConsumerSpec(
+    subjects.EVENTS,
+    "billing-worker",
+    "events.stripe.>",
+    "Billing turns Stripe events into facts",
+    ack_wait=timedelta(seconds=30),
+    max_ack_pending=256,
+)
+CONSUMERS = (METERING, METERING_BILLING_FACTS, BILLING)
+
+
+def stream_config(spec: StreamSpec, *, replicas: int, server: tuple[int, int]) -> dict[str, Any]:
+    """A stream in the terms of `$JS.API.STREAM.CREATE`, for a server of version `server` (major, minor)."""
+    config: dict[str, Any] = {
+        "name": spec.name,
+        "description": spec.description,
+        "subjects": list(spec.subjects),
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_bytes": spec.max_bytes,
+        "max_age": _nanoseconds(spec.max_age),
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "duplicate_window": _nanoseconds(spec.duplicate_window),
+        "num_replicas": replicas,
+        "deny_delete": False,
+        "allow_direct": True,
+    }
+    if spec.wants_message_ttl and server >= MESSAGE_TTL_SINCE:
+        config["allow_msg_ttl"] = True
+    return config
+
+
+def scaled(streams: Sequence[StreamSpec], max_bytes: int) -> tuple[StreamSpec, ...]:
+    """The same streams with another byte limit each, for small machines and for tests of a full stream."""
+    return tuple(replace(stream, max_bytes=max_bytes) for stream in streams)
+
+
+def _nanoseconds(duration: timedelta) -> int:
+    return int(duration / timedelta(microseconds=1)) * 1000
