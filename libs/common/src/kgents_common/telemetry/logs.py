@@ -48,7 +48,7 @@ def configure_logs(*, service: str, instance: str, level: str = "info", to: Text
             structlog.processors.JSONRenderer(serializer=_to_bytes),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.BytesLoggerFactory(file=stream.buffer),  # type: ignore[attr-defined]  # TextIO of a file has it
+        logger_factory=structlog.BytesLoggerFactory(file=stream.buffer),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)

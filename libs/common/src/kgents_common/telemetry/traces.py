@@ -1,4 +1,4 @@
-"""OpenTelemetry traces through HTTP, NATS headers and workers; where a batch joins many traces, it links them.
+"""OpenTelemetry traces through HTTP, NATS headers and workers; a batch links the traces it joins.
 
 The environment is OpenTelemetry's own (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, …). Without an
 endpoint nothing is sampled or exported, and the trace context still travels.
@@ -53,7 +53,7 @@ class Tracing:
 
 
 def context_from_headers(headers: Mapping[str, str] | None) -> Context:
-    """The trace context that `traceparent`/`tracestate` carry; an empty one where they are absent or wrong."""
+    """The trace context that `traceparent`/`tracestate` carry; empty where absent or wrong."""
     return _PROPAGATOR.extract(headers or {}, context=Context())
 
 

@@ -1,0 +1,53 @@
+# Two commands do everything on a machine with Python >= 3.11, git and make: `make demo` and `make test`.
+# `make` alone lists the habits.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+STAMP := .venv/.synced
+export UV_PROJECT_ENVIRONMENT := .venv
+unexport VIRTUAL_ENV PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test test-long test-nats-2.10 check format bench clean
+
+help: ## List the habits
+	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make the virtual environment from the lock file (the others do it by themselves)
+
+$(STAMP): pyproject.toml uv.lock $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv sync --quiet --locked --all-packages --python $(BIN)/python
+	@touch $@
+
+demo: $(STAMP) ## Run the main job on real parts and check that every number agrees
+	@$(BIN)/python -m kgents_devstack demo
+
+up: $(STAMP) ## Keep the stack running, print what to try, show what flows; Ctrl-C stops it
+	@$(BIN)/python -m kgents_devstack up
+
+test: $(STAMP) ## Run the tests on real servers (under ten minutes on two cores)
+	@$(BIN)/python -m pytest -m "not long"
+
+test-long: $(STAMP) ## Run the longer proofs
+	@$(BIN)/python -m pytest -m long --timeout 1800
+
+test-nats-2.10: $(STAMP) ## Run the tests on the oldest NATS server we support
+	@NATS_SERVER_VERSION=2.10.26 $(BIN)/python -m pytest -m "not long"
+
+check: $(STAMP) ## Lint, types and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Measure, as ratios against a bare floor in the same run
+	@$(BIN)/python -m kgents_devstack bench
+
+clean: ## Remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
