@@ -1,0 +1,70 @@
+"""API keys are stored hashed, and the file is followed while the process runs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from kgents_common import keyring
+from kgents_common.clock import ManualClock
+from kgents_common.errors import ConfigurationError
+
+
+def test_a_minted_key_is_found_and_never_stored(tmp_path: Path) -> None:
+    """Rule: keys are stored hashed (P8)."""
+    key, record = keyring.mint("acme", ["events:write"])
+    path = tmp_path / "keys.json"
+    keyring.write(path, [record])
+    found = keyring.Keyring(path).find(key)
+    assert found is not None
+    assert (found.tenant, found.scopes) == ("acme", ("events:write",))
+    assert key not in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("presented", ["", "kg_", "kg_wrong", "kg_" + "x" * 500, "kg_\u00e9", "Bearer x"])
+def test_an_unknown_key_is_nobody(tmp_path: Path, presented: str) -> None:
+    """Rule: what is not a stored key finds nothing and harms nothing."""
+    path = tmp_path / "keys.json"
+    keyring.write(path, [keyring.mint("acme")[1]])
+    assert keyring.Keyring(path).find(presented) is None
+
+
+def test_a_revoked_key_stops_and_a_new_one_works_without_a_restart(tmp_path: Path) -> None:
+    """Rule: the file is read again when it changes."""
+    path, clock = tmp_path / "keys.json", ManualClock()
+    old, old_record = keyring.mint("acme")
+    keyring.write(path, [old_record])
+    ring = keyring.Keyring(path, clock)
+    new, new_record = keyring.mint("acme")
+    keyring.write(path, [new_record])
+    clock.advance(timedelta(seconds=2))
+    assert ring.find(old) is None
+    assert ring.find(new) == new_record
+
+
+def test_a_broken_edit_keeps_the_last_good_keyring(tmp_path: Path) -> None:
+    """Rule: a slip of the editor locks nobody out."""
+    path, clock = tmp_path / "keys.json", ManualClock()
+    key, record = keyring.mint("acme")
+    keyring.write(path, [record])
+    ring = keyring.Keyring(path, clock)
+    path.write_text("{")
+    clock.advance(timedelta(seconds=2))
+    assert ring.find(key) == record
+
+
+def test_a_missing_file_refuses_to_start_and_says_what_to_do(tmp_path: Path) -> None:
+    """Rule: an operator's error carries its next step."""
+    with pytest.raises(ConfigurationError) as error:
+        keyring.Keyring(tmp_path / "none.json")
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(("tenant", "scopes"), [("a b", []), ("a.b", []), ("", []), ("acme", ["root"])])
+def test_a_tenant_or_scope_that_cannot_be_is_refused(tenant: str, scopes: list[str]) -> None:
+    """Rule: a tenant is one NATS token."""
+    with pytest.raises(ConfigurationError):
+        keyring.mint(tenant, scopes)
