@@ -130,6 +130,7 @@ class Watchdog:
         self._first_seen = asyncio.Event()
         self._floor = 0
         self._epoch = ""
+        self._created = ""
         self._pending = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -137,6 +138,14 @@ class Watchdog:
     def pending(self) -> int:
         """Messages not yet delivered or not yet acknowledged, as last seen."""
         return self._pending
+
+    @property
+    def epoch(self) -> str:
+        """When the stream was created, as the server says it (RFC 3339); empty before the first look.
+
+        Sequences start again when a stream is made anew: they mean something only within an epoch.
+        """
+        return self._epoch
 
     @property
     def is_alive(self) -> bool:
@@ -183,8 +192,9 @@ class Watchdog:
             await streams.recreate_consumer(client, spec, start_sequence=start)
             _log.warning("watchdog.consumer_recreated", consumer=spec.name, start_sequence=start)
             return
-        if not self._epoch or info["ack_floor"]["stream_seq"] < self._floor:
+        if info["created"] != self._created or not self._epoch:
             self._epoch = (await streams.request(client, f"STREAM.INFO.{spec.stream}"))["created"]
+            self._created = info["created"]
         self._floor = info["ack_floor"]["stream_seq"]
         self._pending = info["num_pending"] + info["num_ack_pending"]
         self._seen_at = self._clock.monotonic()

@@ -104,7 +104,14 @@ def _digest(*parts: bytes) -> bytes:
     return digest.digest()
 
 
-def read(body: bytes | msgspec.Raw, *, tenant: str, now: datetime, place: str = "") -> Envelope:
+def read(
+    body: bytes | msgspec.Raw,
+    *,
+    tenant: str,
+    now: datetime,
+    place: str = "",
+    max_future: timedelta = MAX_FUTURE,
+) -> Envelope:
     """Check one structured CloudEvent and set its subject to `tenant` and, where absent, its time to `now`.
 
     Args:
@@ -112,6 +119,7 @@ def read(body: bytes | msgspec.Raw, *, tenant: str, now: datetime, place: str = 
         tenant: Whose it is, from credentials or from the NATS subject; a different `subject` is refused.
         now: The moment of receipt, aware, in UTC.
         place: What to put before a field's name in a violation, e.g. `[3].`.
+        max_future: How far ahead of `now` a time may be.
 
     Raises:
         EnvelopeError: With every violated rule; status 403 where the only fault is a foreign tenant.
@@ -120,11 +128,17 @@ def read(body: bytes | msgspec.Raw, *, tenant: str, now: datetime, place: str = 
         attributes = _OBJECT.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise EnvelopeError([Violation(place.rstrip("."), f"must be a JSON object: {error}")]) from None
-    return _check(attributes, body, tenant=tenant, now=now, place=place)
+    return _check(attributes, body, tenant=tenant, now=now, place=place, max_future=max_future)
 
 
 def _check(
-    attributes: dict[str, msgspec.Raw], body: bytes | msgspec.Raw, *, tenant: str, now: datetime, place: str
+    attributes: dict[str, msgspec.Raw],
+    body: bytes | msgspec.Raw,
+    *,
+    tenant: str,
+    now: datetime,
+    place: str,
+    max_future: timedelta = MAX_FUTURE,
 ) -> Envelope:
     wrong: list[Violation] = []
 
@@ -171,7 +185,7 @@ def _check(
         if not _ATTRIBUTE_NAME.fullmatch(name):
             fail(name[:64], "attribute names are 1 to 64 lower-case letters, digits or '_'")
 
-    time, received = _time(attributes, now, fail)
+    time, received = _time(attributes, now, max_future, fail)
     data = _data(attributes, fail)
 
     foreign = False
@@ -203,7 +217,9 @@ _TIME = msgspec.json.Decoder(datetime)
 _RFC3339 = re.compile(rb'"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)"')
 
 
-def _time(attributes: Mapping[str, msgspec.Raw], now: datetime, fail: _Fail) -> tuple[datetime, bool]:
+def _time(
+    attributes: Mapping[str, msgspec.Raw], now: datetime, max_future: timedelta, fail: _Fail
+) -> tuple[datetime, bool]:
     raw = _optional(attributes, "time")
     if raw is None:
         return now, True
@@ -214,8 +230,8 @@ def _time(attributes: Mapping[str, msgspec.Raw], now: datetime, fail: _Fail) -> 
     except (ValueError, OverflowError):  # msgspec's errors are ValueErrors
         fail("time", "must be an RFC 3339 date and time with a zone")
         return now, False
-    if time > now + MAX_FUTURE:
-        fail("time", "must not be more than 5 minutes in the future")
+    if time > now + max_future:
+        fail("time", f"must not be more than {max_future} ahead of the time of receipt")
     elif time < EARLIEST:
         fail("time", "must not be before 1970")
     origin = attributes.get(TIME_ORIGIN)

@@ -1,1 +1,1 @@
-"""."""
+"""The ledger service: it counts each event at most once, for ever, and owes OpenMeter what it counted."""

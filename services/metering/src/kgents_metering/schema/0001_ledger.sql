@@ -68,8 +68,8 @@ create table metering.dead (
 create index dead_open on metering.dead (id) where state = 'open';
 create index dead_to_mirror on metering.dead (id) where not mirrored;
 
--- Meters as applied. A slug whose definition changes in what it measures gets a new row and a backfill;
--- `ready_through` is null once every event up to `backfill_to` is in the rollup.
+-- Meters as applied: every metering process measures by these rows, not by its own file. A slug whose
+-- groupBy changes gets a new row and a backfill; it answers queries once backfill_after = backfill_to.
 create table metering.meter (
     id             integer     generated always as identity primary key,
     ulid           text        not null,
@@ -84,6 +84,13 @@ create table metering.meter (
     backfill_to    bigint      not null default 0,  -- events n <= this are the backfill's, later ones the apply loop's
     unique (slug, fingerprint)
 );
+
+-- Raised with every change of the meters: an apply that sees another number reads them again.
+create table metering.meter_set (
+    one     boolean primary key default true check (one),
+    version bigint  not null
+);
+insert into metering.meter_set (version) values (0);
 
 -- One row for each meter, tenant, UTC minute and group. Sums are exact.
 create table metering.rollup (
@@ -128,6 +135,7 @@ create table metering.outbox (
     next_at    timestamptz not null default '-infinity',
     last_code  integer,
     last_detail text,
+    traceparent text,                   -- of a sampled trace, to go on in the delivery
     poison     boolean     not null default false,  -- the target refused this very event; an operator's to replay or discard
     primary key (target, n)
 );

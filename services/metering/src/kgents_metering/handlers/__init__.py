@@ -1,0 +1,1 @@
+"""Every way into metering: the stream, HTTP, timers, commands."""

@@ -1,0 +1,1 @@
+"""What metering decides, as values; it imports no framework and no client."""

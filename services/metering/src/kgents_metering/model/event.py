@@ -1,0 +1,91 @@
+"""What a message of AGENTESE is: an event to count, or a dead letter and why; nothing is stored here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import msgspec
+
+from kgents_common import envelope, subjects
+from kgents_common.errors import EnvelopeError
+
+# The door allows five minutes ahead of its own clock; the ledger must never refuse what a door with another
+# clock acknowledged, and still set aside what is plainly wrong.
+MAX_FUTURE = timedelta(days=1)
+
+_DATA = msgspec.json.Decoder(float_hook=Decimal)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A stored message as a value.
+
+    Attributes:
+        epoch: When its stream was created; `seq` counts within it.
+        stored_at: When JetStream stored it.
+    """
+
+    subject: str
+    headers: dict[str, str]
+    body: bytes
+    epoch: datetime
+    seq: int
+    stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A message that is an event: its key decides whether it counts."""
+
+    message: Message
+    key: bytes
+    payload_hash: bytes
+    tenant: str
+    type: str
+    source: str
+    id: str
+    time: datetime
+    data: bytes
+
+    def decoded(self) -> object:
+        """`data` as Python objects, fractions as Decimal."""
+        return _DATA.decode(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A message that cannot be counted."""
+
+    message: Message
+    code: str
+    detail: str
+
+
+def classify(message: Message) -> Event | Dead:
+    """An event, or why it is none: `foreign_subject`, `foreign_tenant`, `invalid_event`."""
+    place = subjects.parse_agentese(message.subject)
+    if place is None:
+        return Dead(message, "foreign_subject", "the subject is not agentese.<tenant>.<type>")
+    try:
+        found = envelope.read(message.body, tenant=place.tenant, now=message.stored_at, max_future=MAX_FUTURE)
+        data_hash = found.payload_hash()
+    except EnvelopeError as error:
+        code = "foreign_tenant" if error.status == 403 else "invalid_event"
+        return Dead(message, code, str(error)[:1000])
+    except (ValueError, RecursionError, ArithmeticError) as error:
+        return Dead(message, "invalid_event", f"data cannot be read: {error}"[:1000])
+    if found.type != place.type:
+        return Dead(message, "foreign_subject", "the subject's type is not the event's")
+    return Event(
+        message=message,
+        key=found.key,
+        payload_hash=data_hash,
+        tenant=found.tenant,
+        type=found.type,
+        source=found.source,
+        id=found.id,
+        time=found.time,
+        data=found.data,
+    )

@@ -1,0 +1,1 @@
+"""The Postgres schema `metering`, one module for each thing done to it."""
