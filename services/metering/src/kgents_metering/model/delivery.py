@@ -67,10 +67,14 @@ def retry_after(value: str | None, now: datetime) -> timedelta | None:
     if not value:
         return None
     try:
-        wait = timedelta(seconds=int(value)) if value.isdecimal() else parsedate_to_datetime(value) - now
+        if value.isdecimal():
+            wait = timedelta(seconds=int(value))
+        else:
+            wait = parsedate_to_datetime(value) - now
     except (ValueError, TypeError, OverflowError):
         return None
-    return min(max(wait, timedelta()), timedelta(hours=1))
+    longest = timedelta(hours=1)
+    return timedelta() if wait < timedelta() else longest if wait > longest else wait
 
 
 def must_verify(events: Sequence[Owed], *, now: datetime, dedupe_window: timedelta) -> bool:

@@ -7,6 +7,7 @@ create schema if not exists metering;
 create sequence metering.event_n;
 create table metering.event (
     n            bigint      primary key,
+    key          bytea       not null,  -- the identity, as in `seen`
     tenant       text        not null,
     type         text        not null,
     source       text        not null,

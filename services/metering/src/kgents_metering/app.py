@@ -1,0 +1,230 @@
+"""Where metering's parts meet; nothing is decided here."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import structlog
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from starlette.applications import Starlette
+
+from kgents_common import database, health, service, streams
+from kgents_common.broker import Broker, Watchdog
+from kgents_common.clock import Clock, SystemClock, moment
+from kgents_common.connection import Connection
+from kgents_common.crash import CrashPoints
+from kgents_common.health import Check, Health, Heartbeat, Status
+from kgents_common.keyring import Keyring
+from kgents_common.publisher import Publisher
+from kgents_common.resilience import CircuitState
+from kgents_common.settings import process_id
+from kgents_common.telemetry import Tracing, new_registry
+from kgents_metering.handlers import reads
+from kgents_metering.handlers.deliver import Deliverer
+from kgents_metering.handlers.stream import Applier
+from kgents_metering.handlers.upkeep import Round, Upkeep, mirror_round
+from kgents_metering.metrics import Metrics
+from kgents_metering.model.meters import Meter
+from kgents_metering.settings import MeteringSettings
+from kgents_metering.sinks.ledger import meters as ledger_meters
+from kgents_metering.sinks.ledger.apply import Ledger
+from kgents_metering.sinks.ledger.dead_letters import DeadLetters
+from kgents_metering.sinks.ledger.gaps import gaps
+from kgents_metering.sinks.ledger.outbox import Outbox
+from kgents_metering.sinks.ledger.reads import UsageReads
+from kgents_metering.sinks.meters_file import load_meters
+from kgents_metering.sinks.openmeter import OpenMeter
+
+SCHEMA_PACKAGE = "kgents_metering.schema"
+TARGET = "openmeter"
+
+Pool = AsyncConnectionPool[AsyncConnection]
+_log = structlog.get_logger()
+
+
+class LedgerPool:
+    """The pool as a part: migrated and the meters put in force before anything else runs."""
+
+    def __init__(self, pool: Pool, url: str, meters: tuple[Meter, ...]) -> None:
+        self._pool = pool
+        self._url = url
+        self._meters = meters
+
+    async def start(self) -> None:
+        """Migrate, open, sync the meters."""
+        await database.migrate(self._url, package=SCHEMA_PACKAGE, schema="metering")
+        await self._pool.open()
+        await ledger_meters.sync(self._pool, self._meters)
+
+    async def stop(self) -> None:
+        """Close."""
+        await self._pool.close(timeout=5)
+
+
+class Ready:
+    """Waits, as a part, until NATS is there and the consumer is seen."""
+
+    def __init__(self, connection: Connection, watchdog: Watchdog) -> None:
+        self._connection = connection
+        self._watchdog = watchdog
+
+    async def start(self) -> None:
+        """Wait."""
+        await self._connection.wait()
+        await self._watchdog.wait()
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+
+async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
+    """Serve until SIGTERM.
+
+    Raises:
+        ConfigurationError: The meters, the keyring or the database's durability are not fit to start with.
+    """
+    clock = clock or SystemClock()
+    meters = load_meters(settings.meters_file)
+    keyring = Keyring(settings.keyring_file, clock)
+    crash_points = CrashPoints(settings.crash_at)
+    registry = new_registry()
+    metrics = Metrics(registry)
+    tracing = Tracing(service="metering", instance=settings.instance, endpoint=settings.otlp_endpoint)
+    pool = database.make_pool(settings.database_url, application="kgent-metering")
+    connection = Connection(settings, name="kgent-metering")
+    publisher = Publisher(connection)
+    watchdog = Watchdog(connection, streams.METERING, clock)
+    letters = DeadLetters(pool)
+
+    ledger = Ledger(
+        pool,
+        target=TARGET if settings.openmeter_base_url else None,
+        stream=streams.METERING.stream,
+        crash_points=crash_points,
+    )
+    deliverer, openmeter = _delivery(settings, pool, metrics, tracing, clock, crash_points)
+
+    def epoch() -> datetime:
+        return moment(watchdog.epoch)
+
+    applier = Applier(
+        ledger,
+        epoch=epoch,
+        ack_wait=streams.METERING.ack_wait,
+        metrics=metrics,
+        tracer=tracing.tracer,
+        clock=clock,
+        crash_points=crash_points,
+        on_applied=deliverer.wake if deliverer else lambda: None,
+    )
+    broker = Broker(settings, name="kgent-metering-consumer")
+    broker.subscribe(streams.METERING, applier.handle, batch_size=settings.apply_batch)
+
+    document = Health("metering", settings.instance)
+    document.needed["consumer"] = lambda: _up(watchdog.is_alive, f"{watchdog.pending} pending")
+    document.needed["nats"] = lambda: _up(connection.is_connected)
+    document.useful["openmeter"] = lambda: _circuit(deliverer)
+    pending: dict[str, bool] = {"postgres": True}
+    document.needed["postgres"] = lambda: _up(pending["postgres"])
+
+    app = Starlette(
+        routes=[
+            *health.routes(document, registry),
+            *reads.routes(UsageReads(pool), keyring),
+        ],
+        exception_handlers=reads.EXCEPTION_HANDLERS,
+    )
+    upkeep = Upkeep(
+        [
+            ("backfill", _backfill_round(pool)),
+            ("mirror", mirror_round(letters, publisher, metrics)),
+            ("watch", _watch_round(pool, watchdog, metrics, pending)),
+        ],
+        every_seconds=1,
+    )
+    parts: list[service.Part] = [
+        connection,
+        publisher,
+        LedgerPool(pool, settings.database_url, meters),
+        watchdog,
+        Ready(connection, watchdog),
+        Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+        upkeep,
+        broker,
+        applier,
+    ]
+    if deliverer is not None:
+        parts.append(deliverer)
+    try:
+        await service.serve(settings=settings, health=document, app=app, parts=parts, tracing=tracing)
+    finally:
+        if openmeter is not None:
+            await openmeter.close()
+
+
+def _delivery(
+    settings: MeteringSettings,
+    pool: Pool,
+    metrics: Metrics,
+    tracing: Tracing,
+    clock: Clock,
+    crash_points: CrashPoints,
+) -> tuple[Deliverer, OpenMeter] | tuple[None, None]:
+    """The delivery to OpenMeter; none where no OpenMeter is configured: the ledger then stands alone."""
+    if settings.openmeter_base_url is None:
+        _log.warning("openmeter.not_configured", hint="set OPENMETER_BASE_URL to deliver what is counted")
+        return None, None
+    key = settings.openmeter_api_key
+    openmeter = OpenMeter(
+        base_url=settings.openmeter_base_url,
+        token=key.get_secret_value() if key else None,
+        version=settings.openmeter_version,
+        clock=clock,
+        timeout=timedelta(seconds=settings.openmeter_timeout_seconds),
+    )
+    deliverer = Deliverer(
+        Outbox(pool, TARGET),
+        openmeter,
+        pool=pool,
+        in_flight=settings.deliver_in_flight,
+        dedupe_window=timedelta(seconds=settings.openmeter_dedupe_seconds),
+        holder=process_id(),
+        metrics=metrics,
+        tracer=tracing.tracer,
+        clock=clock,
+        crash_points=crash_points,
+    )
+    return deliverer, openmeter
+
+
+def _backfill_round(pool: Pool) -> Round:
+    async def backfill() -> bool:
+        return await ledger_meters.backfill(pool) > 0
+
+    return backfill
+
+
+def _watch_round(pool: Pool, watchdog: Watchdog, metrics: Metrics, seen: dict[str, bool]) -> Round:
+    async def watch() -> bool:
+        metrics.stream_pending.set(watchdog.pending)
+        seen["postgres"] = False
+        found = await gaps(pool, streams.METERING.stream)
+        metrics.gap_events.set(sum(last - first + 1 for _, first, last in found))
+        seen["postgres"] = True
+        return False
+
+    return watch
+
+
+def _up(is_up: bool, detail: str = "") -> Check:
+    return Check(Status.OK if is_up else Status.DOWN, detail)
+
+
+def _circuit(deliverer: Deliverer | None) -> Check:
+    if deliverer is None:
+        return Check(Status.OK, "not configured")
+    state = deliverer.breaker.state
+    return Check(
+        Status.OK if state is CircuitState.CLOSED else Status.DEGRADED, f"circuit {state.name.lower()}"
+    )

@@ -1,0 +1,196 @@
+"""The way in from AGENTESE: batches are classified, applied in one transaction, and acknowledged after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import psycopg
+import structlog
+from nats.aio.msg import Msg
+from opentelemetry.trace import Link, SpanKind, Tracer
+
+from kgents_common import delivery
+from kgents_common.clock import Clock
+from kgents_common.crash import CrashPoints
+from kgents_common.errors import TransientError
+from kgents_common.telemetry import context_from_headers, link_from_headers
+from kgents_common.telemetry.traces import MAX_LINKS
+from kgents_metering.metrics import Metrics
+from kgents_metering.model.event import Dead, Event, Message, classify
+from kgents_metering.sinks.ledger.apply import Outcome
+
+# Batches taken from the stream and not yet committed: while one commits, the next is fetched and classified.
+WAITING_BATCHES = 1
+FIRST_RETRY_SECONDS = 0.2
+LONGEST_RETRY_SECONDS = 10.0
+
+_log = structlog.get_logger()
+
+
+class AppliesBatches(Protocol):
+    """The ledger, as this handler needs it."""
+
+    async def apply(self, events: Sequence[Event], dead: Sequence[Dead]) -> Outcome:
+        """Apply a batch in one transaction."""
+
+
+class Applier:
+    """Takes batches from the broker and applies them one after the other.
+
+    Args:
+        epoch: The stream's creation time, as far as known now.
+        ack_wait: The consumer's; unacknowledged batches are reported in progress before it runs out.
+        on_applied: Called after each commit that accepted something.
+    """
+
+    def __init__(
+        self,
+        ledger: AppliesBatches,
+        *,
+        epoch: Callable[[], datetime],
+        ack_wait: timedelta,
+        metrics: Metrics,
+        tracer: Tracer,
+        clock: Clock,
+        crash_points: CrashPoints,
+        on_applied: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._ledger = ledger
+        self._epoch = epoch
+        self._ack_wait = ack_wait
+        self._metrics = metrics
+        self._tracer = tracer
+        self._clock = clock
+        self._crash_points = crash_points
+        self._on_applied = on_applied
+        self._queue: asyncio.Queue[list[Msg]] = asyncio.Queue(WAITING_BATCHES)
+        self._worker: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    async def start(self) -> None:
+        """Begin to apply what is handed in."""
+        self._worker = asyncio.create_task(self._work(), name="apply")
+
+    async def stop(self) -> None:
+        """Take no more, apply and acknowledge what was taken."""
+        self._is_stopping = True
+        await self._queue.join()
+        if self._worker is not None:
+            self._worker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._worker
+
+    async def handle(self, messages: list[Msg]) -> None:
+        """The broker's door: hand a batch in; waits while one is waiting already."""
+        if self._is_stopping:
+            await delivery.nak(messages, delay=timedelta())
+            return
+        await self._queue.put(messages)
+
+    async def _work(self) -> None:
+        while True:
+            messages = await self._queue.get()
+            try:
+                await self._apply(messages)
+            except Exception:  # nothing may end this loop: what is not acknowledged comes again
+                _log.exception("apply.failed", messages=len(messages))
+                await delivery.nak(messages, delay=timedelta(seconds=5))
+            finally:
+                self._queue.task_done()
+
+    async def _apply(self, messages: list[Msg]) -> None:
+        epoch = self._epoch()
+        events: list[Event] = []
+        dead: list[Dead] = []
+        for message in messages:
+            found = classify(as_value(message, epoch))
+            (events if isinstance(found, Event) else dead).append(found)  # type: ignore[arg-type]
+        started = time.perf_counter()
+        with self._tracer.start_as_current_span("metering apply", **_origin(messages)) as span:  # type: ignore[arg-type]
+            span.set_attribute("messaging.batch.message_count", len(messages))
+            async with delivery.in_progress(messages, ack_wait=self._ack_wait):
+                outcome = await self._persist(events, dead)
+        self._crash_points.reach("apply.after_commit")
+        await delivery.ack(messages)
+        self._crash_points.reach("apply.after_ack")
+        self._note(outcome, messages, time.perf_counter() - started)
+
+    async def _persist(self, events: Sequence[Event], dead: Sequence[Dead]) -> Outcome:
+        """Until it is committed: Postgres being away is waited out, one bad event is found and set aside."""
+        wait = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await self._ledger.apply(events, dead)
+            except TransientError as error:
+                self._metrics.apply_retries.inc()
+                _log.warning("apply.postponed", error=str(error), wait_seconds=round(wait, 2))
+                await asyncio.sleep(wait * random.uniform(0.5, 1))
+                wait = min(wait * 2, LONGEST_RETRY_SECONDS)
+            except psycopg.Error as error:
+                return await self._narrow(events, dead, error)
+
+    async def _narrow(self, events: Sequence[Event], dead: Sequence[Dead], error: psycopg.Error) -> Outcome:
+        """Apply the halves of a batch that cannot be stored whole; the one to blame becomes a dead letter."""
+        if len(events) + len(dead) <= 1:
+            if dead:
+                raise error  # a dead letter that cannot be stored is a defect of ours: keep it in the stream
+            blamed = Dead(events[0].message, "apply_failed", f"postgres: {type(error).__name__}")
+            _log.error("apply.event_set_aside", error=type(error).__name__, seq=events[0].message.seq)
+            return await self._persist((), (blamed,))
+        middle = len(events) // 2
+        parts = ((events[:middle], ()), (events[middle:], ())) if events else ()
+        outcomes = [await self._persist(part, none) for part, none in parts if part]
+        outcomes += [await self._persist((), (letter,)) for letter in dead]
+        whole = outcomes[0]
+        for outcome in outcomes[1:]:
+            whole.counts.update(outcome.counts)
+            whole.invalid.update(outcome.invalid)
+        return whole
+
+    def _note(self, outcome: Outcome, messages: Sequence[Msg], seconds: float) -> None:
+        for name, count in outcome.counts.items():
+            if count:
+                self._metrics.events.labels(name).inc(count)
+        for code, count in outcome.invalid.items():
+            self._metrics.invalid.labels(code).inc(count)
+        self._metrics.apply_seconds.observe(seconds)
+        oldest = min(message.metadata.timestamp for message in messages)
+        self._metrics.accept_to_applied.observe(max(0.0, (self._clock.now() - oldest).total_seconds()))
+        for name in ("conflict", "dead"):
+            if outcome.counts[name]:
+                _log.warning("apply.not_counted", outcome=name, messages=outcome.counts[name])
+        if outcome.counts["accepted"]:
+            self._on_applied()
+
+
+def as_value(message: Msg, epoch: datetime) -> Message:
+    """A NATS message as the model takes it."""
+    metadata = message.metadata
+    return Message(
+        subject=message.subject,
+        headers=message.headers or {},
+        body=message.data,
+        epoch=epoch,
+        seq=metadata.sequence.stream,
+        stored_at=metadata.timestamp,
+    )
+
+
+def _origin(messages: Sequence[Msg]) -> dict[str, object]:
+    """One message goes on in its own trace; a batch starts one and links to the others'."""
+    if len(messages) == 1:
+        return {"kind": SpanKind.CONSUMER, "context": context_from_headers(messages[0].headers)}
+    links: list[Link] = []
+    for message in messages:
+        link = link_from_headers(message.headers)
+        if link is not None and link.context.trace_flags.sampled:
+            links.append(link)
+            if len(links) == MAX_LINKS:
+                break
+    return {"kind": SpanKind.CONSUMER, "links": links}

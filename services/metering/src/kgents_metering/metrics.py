@@ -1,0 +1,91 @@
+"""The names on metering's dashboards; what they are set to is decided where it happens."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """Every metric of this process, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = Counter(
+            "kgents_metering_events_total",
+            "Messages of AGENTESE by how they ended",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("accepted", "duplicate", "conflict", "dead", "redelivered"):
+            self.events.labels(outcome)
+        self.invalid = Counter(
+            "kgents_metering_invalid_total",
+            "Counted events without a usable value for a meter",
+            ["code"],
+            registry=registry,
+        )
+        self.apply_seconds = Histogram(
+            "kgents_metering_apply_seconds",
+            "One batch, from queue to commit",
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.accept_to_applied = Histogram(
+            "kgents_metering_accept_to_applied_seconds",
+            "From stored in the stream to committed in the ledger, of each batch's oldest message",
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.apply_retries = Counter(
+            "kgents_metering_apply_retries_total",
+            "Batches tried again, Postgres being away",
+            registry=registry,
+        )
+        self.stream_pending = Gauge(
+            "kgents_metering_stream_pending", "Messages of AGENTESE not yet applied", registry=registry
+        )
+        self.dead_letters = Gauge(
+            "kgents_metering_dead_letters", "Dead letters that wait for an operator", registry=registry
+        )
+        self.gap_events = Gauge(
+            "kgents_metering_gap_events", "Sequences missing between applied ones", registry=registry
+        )
+        self.buffered = Gauge(
+            "kgents_openmeter_events_buffered", "Events owed to OpenMeter (the outbox)", registry=registry
+        )
+        self.poison = Gauge(
+            "kgents_openmeter_events_poison", "Events OpenMeter refuses, for an operator", registry=registry
+        )
+        self.oldest_age = Gauge(
+            "kgents_openmeter_oldest_age_seconds", "Age of the oldest event owed", registry=registry
+        )
+        self.sent = Counter("kgents_openmeter_events_sent_total", "Events OpenMeter took", registry=registry)
+        self.verified = Counter(
+            "kgents_openmeter_events_verified_total",
+            "Events found already there before a late resend",
+            registry=registry,
+        )
+        self.flush_errors = Counter(
+            "kgents_openmeter_flush_errors_total",
+            "Batches that were not taken, by what was done",
+            ["verdict"],
+            registry=registry,
+        )
+        self.flush_latency = Histogram(
+            "kgents_openmeter_flush_latency_seconds",
+            "One request to OpenMeter",
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.circuit = Gauge(
+            "kgents_openmeter_circuit_state", "0 closed, 1 open, 2 half-open", registry=registry
+        )
+        self.paused = Gauge(
+            "kgents_openmeter_paused",
+            "1 while OpenMeter refuses our credentials or address",
+            registry=registry,
+        )
+        self.leading = Gauge(
+            "kgents_openmeter_delivery_leader", "1 in the process that delivers", registry=registry
+        )

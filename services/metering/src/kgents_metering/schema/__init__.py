@@ -1,0 +1,1 @@
+"""Migrations of the schema `metering`, in name order."""

@@ -1,0 +1,32 @@
+"""What metering is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from kgents_common.settings import ServiceSettings
+
+
+class MeteringSettings(ServiceSettings):
+    """Metering's environment."""
+
+    port: int = Field(8001, validation_alias="KGENTS_PORT", ge=0, le=65535)
+    database_url: str = Field(validation_alias="DATABASE_URL")
+    meters_file: Path = Field(validation_alias="KGENTS_METERS_FILE")
+    keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
+    openmeter_base_url: str | None = Field(None, validation_alias="OPENMETER_BASE_URL")
+    openmeter_api_key: SecretStr | None = Field(None, validation_alias="OPENMETER_API_KEY")
+    openmeter_version: Literal["v1", "v3"] = Field("v1", validation_alias="KGENTS_OPENMETER_API")
+    openmeter_timeout_seconds: float = Field(15, validation_alias="KGENTS_OPENMETER_TIMEOUT_SECONDS", gt=0)
+    openmeter_dedupe_seconds: float = Field(
+        32 * 86400,
+        validation_alias="KGENTS_OPENMETER_DEDUPE_SECONDS",
+        gt=0,
+        description="How long OpenMeter remembers an event: 32 days in its cloud, 24 h self-hosted",
+    )
+    apply_batch: int = Field(1000, validation_alias="KGENTS_APPLY_BATCH", ge=1, le=4000)
+    deliver_in_flight: int = Field(4, validation_alias="KGENTS_DELIVER_IN_FLIGHT", ge=1, le=64)
+    crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")

@@ -1,0 +1,258 @@
+"""Applying a batch in one transaction: what counts, what repeats, what contradicts, what is dead."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from kgents_common.crash import CrashPoints
+from kgents_common.database import transient_errors
+from kgents_metering.model.event import Dead, Event, Message
+from kgents_metering.model.measure import Sample
+from kgents_metering.model.rollup import Rollup
+from kgents_metering.sinks.ledger.meters import EMPTY, LOCK, MeterSet, current
+from kgents_metering.sinks.ledger.rollups import add_rollup
+
+# Sorted by key, so that two workers with the same keys wait for each other and never deadlock; within a key
+# the first of the stream counts.
+_COUNT = """
+with input as materialized (
+    select t.*, nextval('metering.event_n') as n
+    from unnest(%(key)s::bytea[], %(payload_hash)s::bytea[], %(tenant)s::text[], %(type)s::text[],
+                %(source)s::text[], %(id)s::text[], %(time)s::timestamptz[], %(stored_at)s::timestamptz[],
+                %(epoch)s::timestamptz[], %(seq)s::bigint[], %(data)s::text[], %(traceparent)s::text[])
+         with ordinality as t (key, payload_hash, tenant, type, source, id, time, stored_at, epoch, seq, data,
+                               traceparent, place)
+), fresh as (
+    insert into metering.seen (key, n, payload_hash)
+    select key, n, payload_hash from input order by place
+    on conflict (key) do nothing
+    returning n
+), stored as (
+    insert into metering.event (n, key, tenant, type, source, ce_id, time, stored_at, epoch, seq, data)
+    select n, key, tenant, type, source, id, time, stored_at, epoch, seq, data from input join fresh using (n)
+), owed as (
+    insert into metering.outbox (target, n, traceparent)
+    select %(target)s, n, traceparent from input join fresh using (n)
+    where %(target)s::text is not null
+)
+select input.place, fresh.n from input join fresh using (n)
+"""
+_KNOWN = """
+select s.key, s.n, s.payload_hash, e.epoch, e.seq
+from metering.seen s join metering.event e using (n) where s.key = any(%s::bytea[])
+"""
+_DUPLICATE = """
+insert into metering.duplicate (epoch, seq, n)
+select * from unnest(%s::timestamptz[], %s::bigint[], %s::bigint[]) on conflict do nothing
+"""
+_CONFLICT = """
+insert into metering.conflict (epoch, seq, n, payload_hash, body)
+select * from unnest(%s::timestamptz[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[])
+on conflict do nothing
+"""
+_DEAD = """
+insert into metering.dead (epoch, seq, subject, headers, body, code, detail, stored_at)
+select * from unnest(%s::timestamptz[], %s::bigint[], %s::text[], %s::text[], %s::bytea[], %s::text[],
+                     %s::text[], %s::timestamptz[])
+on conflict (epoch, seq) do nothing
+"""
+_CURSOR = """
+insert into metering.cursor as c (stream, epoch, applied) values (%s, %s, %s::int8multirange)
+on conflict (stream, epoch) do update set applied = c.applied + excluded.applied
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the messages of a batch ended: `accepted`, `duplicate`, `conflict`, `dead`, `redelivered`."""
+
+    counts: Counter[str]
+    invalid: Counter[str] = field(default_factory=Counter)
+
+
+class Ledger:
+    """Applies batches; several may run, in one process or many.
+
+    Args:
+        target: Whom every counted event is owed to; None to owe it to nobody.
+        stream: The stream whose sequences the cursor keeps.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[AsyncConnection],
+        *,
+        target: str | None,
+        stream: str,
+        crash_points: CrashPoints,
+    ) -> None:
+        self._pool = pool
+        self._target = target
+        self._stream = stream
+        self._crash_points = crash_points
+        self.meters: MeterSet = EMPTY
+
+    async def apply(self, events: Sequence[Event], dead: Sequence[Dead]) -> Outcome:
+        """Apply a batch in one transaction; when it returns, it is committed.
+
+        Raises:
+            TransientError: Nothing is applied; the same batch may succeed later.
+            psycopg.Error: Nothing is applied; something in the batch cannot be stored.
+        """
+        ordered = sorted(events, key=lambda e: (e.key, e.message.epoch, e.message.seq))
+        counts: Counter[str] = Counter()
+        invalid_counts: Counter[str] = Counter()
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                async with connection.transaction():
+                    await connection.execute(LOCK)
+                    meters = await current(connection, self.meters)
+                    accepted = await self._count(connection, ordered) if ordered else {}
+                    await self._roll_up(connection, ordered, accepted, meters, invalid_counts)
+                    repeated = [e for place, e in enumerate(ordered, 1) if place not in accepted]
+                    if repeated:
+                        counts += await self._tell_apart(connection, repeated)
+                    if dead:
+                        await self._bury(connection, dead)
+                    await self._advance(
+                        connection, [*(e.message for e in ordered), *(d.message for d in dead)]
+                    )
+                    self._crash_points.reach("apply.before_commit")
+                self.meters = meters
+        counts["accepted"] += len(accepted)
+        counts["dead"] += len(dead)
+        return Outcome(counts, invalid_counts)
+
+    async def _count(self, connection: AsyncConnection, events: Sequence[Event]) -> dict[int, int]:
+        """Place in the batch (from 1) and number of every event that counts."""
+        rows = await (
+            await connection.execute(
+                _COUNT,
+                {
+                    "target": self._target,
+                    "key": [e.key for e in events],
+                    "payload_hash": [e.payload_hash for e in events],
+                    "tenant": [e.tenant for e in events],
+                    "type": [e.type for e in events],
+                    "source": [e.source for e in events],
+                    "id": [e.id for e in events],
+                    "time": [e.time for e in events],
+                    "stored_at": [e.message.stored_at for e in events],
+                    "epoch": [e.message.epoch for e in events],
+                    "seq": [e.message.seq for e in events],
+                    "data": [e.data.decode() for e in events],
+                    "traceparent": [_sampled(e.message.headers) for e in events],
+                },
+            )
+        ).fetchall()
+        return dict(rows)
+
+    async def _roll_up(
+        self,
+        connection: AsyncConnection,
+        events: Sequence[Event],
+        accepted: dict[int, int],
+        meters: MeterSet,
+        invalid_counts: Counter[str],
+    ) -> None:
+        rollup = Rollup()
+        invalid: list[tuple[int, int, str, str]] = []
+        for place, n in accepted.items():
+            event = events[place - 1]
+            in_force = meters.by_type.get(event.type)
+            if not in_force:
+                continue
+            data = event.decoded()
+            for found in in_force:
+                event_from = found.meter.event_from
+                if event_from is not None and event.time < event_from:
+                    continue
+                sample = found.measure(data)
+                if isinstance(sample, Sample):
+                    rollup.add(found.id, event.tenant, event.time, n, sample)
+                else:
+                    invalid.append((n, found.id, sample.code, sample.message))
+                    invalid_counts[sample.code] += 1
+        await add_rollup(connection, rollup, invalid)
+
+    async def _tell_apart(self, connection: AsyncConnection, repeated: Sequence[Event]) -> Counter[str]:
+        """Redelivered (the very message that was counted), duplicate, or conflict."""
+        rows = await (await connection.execute(_KNOWN, [[e.key for e in repeated]])).fetchall()
+        known = {
+            bytes(key): (n, bytes(payload_hash), epoch, seq) for key, n, payload_hash, epoch, seq in rows
+        }
+        duplicates: list[tuple[datetime, int, int]] = []
+        conflicts: list[tuple[datetime, int, int, bytes, bytes]] = []
+        counts: Counter[str] = Counter()
+        for event in repeated:
+            n, payload_hash, epoch, seq = known[event.key]
+            message = event.message
+            if (epoch, seq) == (message.epoch, message.seq):
+                counts["redelivered"] += 1
+            elif payload_hash == event.payload_hash:
+                duplicates.append((message.epoch, message.seq, n))
+            else:
+                conflicts.append((message.epoch, message.seq, n, event.payload_hash, message.body))
+        if duplicates:
+            await connection.execute(_DUPLICATE, _columns(duplicates))
+        if conflicts:
+            await connection.execute(_CONFLICT, _columns(conflicts))
+        counts["duplicate"] = len(duplicates)
+        counts["conflict"] = len(conflicts)
+        return counts
+
+    async def _bury(self, connection: AsyncConnection, dead: Sequence[Dead]) -> None:
+        rows = [
+            (
+                d.message.epoch,
+                d.message.seq,
+                d.message.subject,
+                msgspec.json.encode(d.message.headers).decode(),
+                d.message.body,
+                d.code,
+                d.detail.replace("\x00", "\ufffd").encode("utf-8", "replace").decode(),
+                d.message.stored_at,
+            )
+            for d in dead
+        ]
+        await connection.execute(_DEAD, _columns(rows))
+
+    async def _advance(self, connection: AsyncConnection, messages: Iterable[Message]) -> None:
+        by_epoch: dict[datetime, list[int]] = {}
+        for message in messages:
+            by_epoch.setdefault(message.epoch, []).append(message.seq)
+        for epoch, sequences in by_epoch.items():
+            await connection.execute(_CURSOR, [self._stream, epoch, as_multirange(sequences)])
+
+
+def as_multirange(sequences: Iterable[int]) -> str:
+    """Sequences as a Postgres int8multirange: 1, 2, 3, 7 are `{[1,4),[7,8)}`."""
+    ranges: list[list[int]] = []
+    for seq in sorted(set(sequences)):
+        if ranges and ranges[-1][1] == seq:
+            ranges[-1][1] = seq + 1
+        else:
+            ranges.append([seq, seq + 1])
+    return "{" + ",".join(f"[{start},{end})" for start, end in ranges) + "}"
+
+
+def _columns(rows: Sequence[Sequence[object]]) -> list[list[object]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _sampled(headers: dict[str, str]) -> str | None:
+    """The traceparent of a sampled trace (W3C Trace Context section 3.2.2.5: the last flag bit)."""
+    value = headers.get("traceparent")
+    if value is None or len(value) != 55 or not value[53:].isalnum():
+        return None
+    try:
+        return value if int(value[53:], 16) & 1 else None
+    except ValueError:
+        return None
