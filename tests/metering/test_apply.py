@@ -29,7 +29,8 @@ async def select(pool: Pool, statement: str) -> list[tuple[Any, ...]]:
 async def tokens(pool: Pool) -> Decimal | None:
     rows = await select(
         pool,
-        "select sum(r.sum) from metering.rollup r join metering.meter m on m.id = r.meter where slug = 'tokens'",
+        "select sum(r.sum) from metering.rollup r join metering.meter m on m.id = r.meter"
+        " where slug = 'tokens'",
     )
     return rows[0][0]
 
@@ -101,7 +102,6 @@ async def test_sums_are_exact(ledger: Ledger, pool: Pool) -> None:
     events.append(event(2000, "big", data={"tokens": 10**300}))
     events.append(event(2001, "small", data={"tokens": "1e-300"}))
     await ledger.apply(events, [])
-    assert await tokens(pool) == Decimal(10) ** 300 + Decimal("100") + Decimal("1e-300") or True
     rows = await select(
         pool,
         "select sum(r.sum) = 1e300::numeric + 100 + 1e-300::numeric from metering.rollup r"

@@ -57,7 +57,7 @@ def judge(answer: Answer) -> Verdict:
 
 def backoff(attempts: int, answer: Answer, roll: random.Random) -> timedelta:
     """How long to leave a batch alone: full jitter under a doubling cap, never less than Retry-After."""
-    cap = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempts, 12))
+    cap = min(LONGEST_BACKOFF, FIRST_BACKOFF * (1 << min(attempts, 12)))
     wait = cap * roll.uniform(0.1, 1)
     return max(wait, answer.retry_after) if answer.retry_after is not None else wait
 

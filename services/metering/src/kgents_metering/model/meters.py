@@ -123,7 +123,7 @@ def _meter(item: object, place: str) -> Meter:
 
     def text(name: str, *, required: bool = True) -> str | None:
         value = item.get(name)
-        if value is None and not required:
+        if not value and not required:
             return None
         if not isinstance(value, str) or not value:
             raise ConfigurationError(f"{place}.{name}: must be a non-empty string")
