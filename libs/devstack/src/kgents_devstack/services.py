@@ -1,0 +1,74 @@
+"""The services as processes: their environment, port, log and readiness; what they do is theirs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from kgents_devstack.servers.process import Server, free_port
+
+
+class ServiceProcess(Server):
+    """One service, run as its image runs it: `python -m kgents_<name>`.
+
+    Args:
+        environment: What it is told; nothing of ours leaks in but PATH and OTEL_*.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        environment: Mapping[str, str],
+        *,
+        module: str | None = None,
+        arguments: Sequence[str] = (),
+        port: int | None = None,
+    ) -> None:
+        super().__init__(directory)
+        self.name = name
+        self.port = port or free_port()
+        self.environment = dict(environment)
+        self._module = module or f"kgents_{name}"
+        self._arguments = arguments
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:<port>`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def resident_bytes(self) -> int:
+        """How much memory it holds."""
+        return int(psutil.Process(self.pid).memory_info().rss)
+
+    def cpu_seconds(self) -> float:
+        """Processor time it used so far."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def _command(self) -> Sequence[str]:
+        return [sys.executable, "-m", self._module, *self._arguments]
+
+    def _environment(self) -> Mapping[str, str]:
+        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG") or k.startswith("OTEL_")}
+        return {
+            **kept,
+            "PYTHONUNBUFFERED": "1",
+            "KGENTS_HOST": "127.0.0.1",
+            "KGENTS_PORT": str(self.port),
+            "KGENTS_INSTANCE": f"{self.name}-{self.port}",
+            **self.environment,
+        }
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return False

@@ -1,0 +1,144 @@
+"""Everything at once: servers, stand-ins, streams and services, started in order and stopped in reverse."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kgents_common import keyring
+from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack.servers import NatsServer, PostgresServer, StartError, ValkeyServer
+from kgents_devstack.services import ServiceProcess
+
+STREAM_BYTES = 2 * 1024**3
+TENANTS = ("acme", "globex")
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What to start, and how it differs from the default.
+
+    Attributes:
+        services: Names of services, each run as one process.
+        environment: By service name, more for its environment.
+    """
+
+    services: Sequence[str] = ("metering", "api")
+    tenants: Sequence[str] = TENANTS
+    environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    nats_version: str | None = None
+    meters_file: Path | None = None
+
+
+class Stack:
+    """A running system in one directory. Start it from a thread that lives as long as it should."""
+
+    def __init__(self, directory: Path, options: StackOptions | None = None) -> None:
+        self.directory = directory
+        self.options = options or StackOptions()
+        self.meters_file = self.options.meters_file or directory / "meters.yaml"
+        self.keyring_file = directory / "keys.json"
+        self.nats = NatsServer(directory / "nats", version=self.options.nats_version)
+        self.valkey = ValkeyServer(directory / "valkey")
+        self.postgres = PostgresServer(directory / "postgres")
+        self.openmeter = OpenMeterStandIn(
+            directory / "openmeter", token="om_for_loopback_only", meters_file=self.meters_file
+        )
+        self.database_url = ""
+        self.redis_url = ""
+        self.keys: dict[str, str] = {}
+        self._services: dict[str, ServiceProcess] = {}
+        self._started = ExitStack()
+
+    def start(self) -> Self:
+        """Start all of it.
+
+        Raises:
+            StartError: A part did not come up; what had started is stopped again.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as starting:
+            if self.options.meters_file is None:
+                example = resources.files("kgents_devstack") / "meters.yaml"
+                self.meters_file.write_text(example.read_text())
+            self._write_keys()
+            starting.enter_context(self.nats)
+            self._start_postgres(starting)
+            self.redis_url = os.environ.get("REDIS_URL") or starting.enter_context(self.valkey).url
+            starting.enter_context(self.openmeter)
+            self.apply_streams()
+            for name in self.options.services:
+                self._services[name] = starting.enter_context(self.make_service(name))
+            self._started = starting.pop_all()
+        return self
+
+    def stop(self) -> None:
+        """Stop all of it, services first; its directory stays."""
+        self._started.close()
+
+    def service(self, name: str) -> ServiceProcess:
+        """A service of this stack."""
+        return self._services[name]
+
+    def make_service(self, name: str, *, label: str = "", **environment: str) -> ServiceProcess:
+        """Another process of a service, not started; a stack stops only what it started itself."""
+        return ServiceProcess(
+            name,
+            self.directory / f"{name}{label}",
+            {**self._environment(), **self.options.environment.get(name, {}), **environment},
+        )
+
+    def apply_streams(self) -> None:
+        """Bring the streams to their specification, as the deployment does."""
+        made = subprocess.run(
+            [sys.executable, "-m", "kgents_common.streams", "apply", "--max-bytes", str(STREAM_BYTES)],
+            env={**os.environ, "NATS_SERVERS": self.nats.url},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if made.returncode != 0:
+            raise StartError(f"the streams could not be applied: {made.stdout}{made.stderr}")
+
+    def _start_postgres(self, starting: ExitStack) -> None:
+        attached = os.environ.get("DATABASE_URL")
+        if attached:
+            self.database_url = attached
+            return
+        self.postgres.start()
+        starting.callback(self.postgres.discard)
+        self.database_url = self.postgres.create_database("kgents")
+
+    def _write_keys(self) -> None:
+        records = []
+        for tenant in self.options.tenants:
+            self.keys[tenant], record = keyring.mint(tenant)
+            records.append(record)
+        keyring.write(self.keyring_file, records)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "NATS_SERVERS": self.nats.url,
+            "REDIS_URL": self.redis_url,
+            "DATABASE_URL": self.database_url,
+            "OPENMETER_BASE_URL": self.openmeter.url,
+            "OPENMETER_API_KEY": self.openmeter.token,
+            "KGENTS_KEYRING_FILE": str(self.keyring_file),
+            "KGENTS_METERS_FILE": str(self.meters_file),
+        }
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

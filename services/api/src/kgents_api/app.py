@@ -1,0 +1,104 @@
+"""Where the api's parts meet; nothing is decided here."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from kgents_api.handlers import openapi
+from kgents_api.handlers.authentication import Authentication
+from kgents_api.handlers.events import Events, as_openmeter
+from kgents_api.handlers.instrument import Instrument
+from kgents_api.handlers.intake import Limits
+from kgents_api.handlers.refusal import Refused
+from kgents_api.metrics import Metrics
+from kgents_api.settings import ApiSettings
+from kgents_api.sinks.stream import StreamSink
+from kgents_common import health, service
+from kgents_common.clock import Clock, SystemClock
+from kgents_common.connection import Connection
+from kgents_common.health import Check, Health, Heartbeat, Status
+from kgents_common.keyring import Keyring
+from kgents_common.problems import problem
+from kgents_common.publisher import Publisher
+from kgents_common.resilience import CircuitBreaker, CircuitState
+from kgents_common.telemetry import Tracing, new_registry
+
+
+async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
+    """Serve until SIGTERM.
+
+    Raises:
+        ConfigurationError: The keyring is not fit to start with, or the port is taken.
+    """
+    clock = clock or SystemClock()
+    registry = new_registry()
+    metrics = Metrics(registry)
+    tracing = Tracing(service="api", instance=settings.instance, endpoint=settings.otlp_endpoint)
+    authentication = Authentication(Keyring(settings.keyring_file, clock))
+    connection = Connection(settings, name="kgent-api")
+    publisher = Publisher(
+        connection,
+        timeout=timedelta(seconds=settings.publish_timeout_seconds),
+        breaker=CircuitBreaker("nats", threshold=20, window=40, on_change=metrics.circuit.set, clock=clock),
+    )
+    metrics.in_flight.set_function(lambda: publisher.in_flight)
+    sink = StreamSink(publisher, metrics)
+    limits = Limits(settings.max_event_bytes, settings.max_batch_bytes, settings.max_batch_events)
+
+    document = Health("api", settings.instance)
+    document.needed["nats"] = lambda: _nats(connection, publisher)
+
+    events = Events(authentication, sink, limits=limits, clock=clock)
+    ingest = Events(authentication, sink, limits=limits, clock=clock, answer=as_openmeter)
+    routes = [
+        Route("/v1/events", events, methods=["POST"]),
+        Route("/api/v1/events", ingest, methods=["POST"]),
+        *health.routes(document, registry),
+        *openapi.routes(limits),
+    ]
+    starlette = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem, Refused: _refused})
+    app = Instrument(
+        starlette,
+        direct={("POST", "/v1/events"): events, ("POST", "/api/v1/events"): ingest},
+        routes={route.path: route.path for route in routes if isinstance(route, Route)},
+        metrics=metrics,
+        tracer=tracing.tracer if settings.otlp_endpoint else None,
+        max_concurrency=settings.max_concurrency,
+    )
+    await service.serve(
+        settings=settings,
+        health=document,
+        app=app,
+        parts=[
+            connection,
+            publisher,
+            Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+        ],
+        tracing=tracing,
+    )
+
+
+def _nats(connection: Connection, publisher: Publisher) -> Check:
+    if not connection.is_connected:
+        return Check(Status.DOWN, "not connected")
+    state = publisher.breaker.state
+    return Check(
+        Status.OK if state is CircuitState.CLOSED else Status.DEGRADED, f"circuit {state.name.lower()}"
+    )
+
+
+async def _http_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 registered for it alone
+    details = {404: "there is nothing at this path; see /docs", 405: "this path takes another method"}
+    return problem(error.status_code, details.get(error.status_code, error.detail), headers=error.headers)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)  # noqa: S101 registered for it alone
+    return error.response

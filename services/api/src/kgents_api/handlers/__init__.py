@@ -1,0 +1,1 @@
+"""Every way into the api: HTTP, and the operator's commands."""

@@ -1,0 +1,53 @@
+"""From request headers to a caller: an API key, as a bearer token or in `X-API-Key`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kgents_api.handlers.refusal import Refused
+from kgents_api.model.caller import Caller, FindsKeys
+from kgents_common.keyring import KeyRecord
+
+_CHALLENGE = {"www-authenticate": 'Bearer realm="kgents"'}
+
+
+class Authentication:
+    """Knows callers by their API keys."""
+
+    def __init__(self, keyring: FindsKeys) -> None:
+        self._keyring = keyring
+        self._callers: dict[KeyRecord, Caller] = {}
+
+    async def caller(self, headers: Mapping[str, str], scope: str) -> Caller:
+        """Who calls, having `scope`. `headers` has lower-case names.
+
+        Raises:
+            Refused: 401 without good credentials, 403 without the scope.
+        """
+        presented = credential(headers)
+        if not presented:
+            raise Refused(
+                401,
+                "send an API key: Authorization: Bearer kg_… or X-API-Key: kg_…",
+                reason="unauthenticated",
+                headers=_CHALLENGE,
+            )
+        record = self._keyring.find(presented)
+        if record is None:
+            raise Refused(
+                401, "these credentials are not known", reason="unauthenticated", headers=_CHALLENGE
+            )
+        found = self._callers.get(record)
+        if found is None:
+            found = self._callers[record] = Caller(record.tenant, frozenset(record.scopes), record.id)
+        if not found.may(scope):
+            raise Refused(403, f"these credentials lack the scope {scope}", reason="forbidden")
+        return found
+
+
+def credential(headers: Mapping[str, str]) -> str:
+    """What the caller presented, or an empty string."""
+    kind, _, value = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and value:
+        return value.strip()
+    return headers.get("x-api-key", "").strip()

@@ -1,0 +1,118 @@
+"""What surrounds every request: its span, its metrics, and problem documents for whatever was not answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, Tracer
+from prometheus_client import Counter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kgents_api.handlers.refusal import Refused
+from kgents_api.handlers.request import ClientGone
+from kgents_api.metrics import Metrics
+from kgents_common.problems import problem
+from kgents_common.telemetry import context_from_headers
+
+_log = structlog.get_logger()
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+OTHER = "other"
+
+
+class Instrument:
+    """Wraps the whole application, as plain ASGI: this runs for every request.
+
+    Args:
+        routes: Path to its label in metrics and spans; any other path is `other`.
+        tracer: None to make no spans; the caller's trace context then travels on as it came.
+        max_concurrency: More requests than this at once are answered 503.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Mapping[str, str],
+        metrics: Metrics,
+        tracer: Tracer | None,
+        max_concurrency: int,
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._metrics = metrics
+        self._tracer = tracer
+        self._max_concurrency = max_concurrency
+        self._running = 0
+        self._counters: dict[tuple[str, str, int], Counter] = {}
+        self._latencies = {label: metrics.latency.labels(label) for label in {*routes.values(), OTHER}}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        route = self._routes.get(scope["path"], OTHER)
+        status = 500
+        has_begun = False
+
+        async def watching(message: Message) -> None:
+            nonlocal status, has_begun
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                has_begun = True
+            await send(message)
+
+        self._running += 1
+        try:
+            if self._running > self._max_concurrency and not route.startswith("/health"):
+                raise Refused(
+                    503, "too many requests at once", reason="too_busy", headers={"retry-after": "1"}
+                )
+            if self._tracer is None:
+                await self._app(scope, receive, watching)
+            else:
+                await self._traced(self._tracer, route, scope, receive, watching)
+        except Refused as refusal:
+            self._metrics.refused.labels(refusal.reason).inc()
+            await refusal.response(scope, receive, watching)
+        except ClientGone:
+            status = 499
+        except Exception:
+            _log.exception("request.failed", route=route, method=scope["method"])
+            if has_begun:
+                raise
+            await problem(500, "this is our fault; nothing was stored unless a receipt says so")(
+                scope, receive, watching
+            )
+        finally:
+            self._running -= 1
+            self._note(route, scope["method"], status, time.perf_counter() - started)
+
+    async def _traced(self, tracer: Tracer, route: str, scope: Scope, receive: Receive, send: Send) -> None:
+        carried = {
+            name.decode(): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in (b"traceparent", b"tracestate")
+        }
+        span = tracer.start_span(
+            f"{scope['method']} {route}", context=context_from_headers(carried), kind=SpanKind.SERVER
+        )
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                span.set_attribute("http.response.status_code", message["status"])
+            await send(message)
+
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            await self._app(scope, receive, noting)
+
+    def _note(self, route: str, method: str, status: int, seconds: float) -> None:
+        key = (route, method if method in _METHODS else OTHER, status)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._metrics.requests.labels(key[0], key[1], str(status))
+        counter.inc()
+        self._latencies[route].observe(seconds)

@@ -1,0 +1,239 @@
+"""The door's contract as an OpenAPI 3.1 document, and a page that shows it without fetching anything."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from kgents_api.handlers.intake import JSON, Limits
+from kgents_api.model.receipts import Receipts
+from kgents_common import envelope, problems, subjects
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+_EVENT = {"$ref": "#/components/schemas/CloudEvent"}
+_SECURITY = [{"bearer": []}, {"key": []}]
+_REFUSALS = {
+    400: "A field is wrong, or the body is not JSON; nothing of the request was stored.",
+    401: "No credentials, or unknown ones.",
+    403: "The credentials lack the scope, or the subject is another tenant's.",
+    413: "The body, an event or the batch is too large.",
+    415: "A content type or encoding that is not taken.",
+    503: "Not durable: send the same request again after Retry-After. What was stored is recognised.",
+}
+
+
+def document(limits: Limits) -> dict[str, Any]:
+    """The OpenAPI document, as data."""
+    (receipts,), schemas = msgspec.json.schema_components([Receipts])
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "kgents api",
+            "version": "1",
+            "description": "Agent events in, durable before the answer. An event is counted once, for ever:"
+            " its identity is tenant, source and id, so sending it again is always safe.",
+        },
+        "paths": {
+            "/v1/events": {
+                "post": {
+                    "operationId": "publishEvents",
+                    "summary": "Publish CloudEvents",
+                    "description": "Structured, batch or binary mode. All events of a request are stored, or"
+                    " the answer says which are not.",
+                    "security": _SECURITY,
+                    "requestBody": _events_body(limits),
+                    "responses": {
+                        "202": {
+                            "description": "Every event is durable in the stream.",
+                            "content": {JSON: {"schema": receipts}},
+                        },
+                        **_refusals(400, 401, 403, 413, 415, 503),
+                    },
+                }
+            },
+            "/api/v1/events": {
+                "post": {
+                    "operationId": "ingestEvents",
+                    "summary": "Ingest as OpenMeter does",
+                    "description": "For OpenMeter's SDKs and collectors.",
+                    "security": _SECURITY,
+                    "requestBody": _events_body(limits),
+                    "responses": {
+                        "204": {
+                            "description": "Every event is durable in the stream.",
+                            "headers": {
+                                "Kgents-Stream-Seq": {
+                                    "description": "The last event's stream sequence",
+                                    "schema": {"type": "integer"},
+                                }
+                            },
+                        },
+                        **_refusals(400, 401, 403, 413, 415, 503),
+                    },
+                }
+            },
+            "/health": {"get": _health("health", "How this process does")},
+            "/health/live": {"get": _health("live", "Whether this process runs")},
+            "/health/ready": {"get": _health("ready", "Whether to send work here")},
+            "/metrics": {
+                "get": {
+                    "operationId": "metrics",
+                    "summary": "Prometheus metrics",
+                    "responses": {
+                        "200": {
+                            "description": "Text or OpenMetrics, as asked for.",
+                            "content": {
+                                "text/plain": {"schema": {"type": "string"}},
+                                "application/openmetrics-text": {"schema": {"type": "string"}},
+                            },
+                        }
+                    },
+                }
+            },
+        },
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `kg_…`"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+            "schemas": {**schemas, "CloudEvent": _cloud_event(), "Problem": _problem()},
+        },
+    }
+
+
+def routes(limits: Limits) -> list[BaseRoute]:
+    """`/openapi.json` and `/docs`."""
+    described = document(limits)
+    encoded = msgspec.json.encode(described)
+    page = _page(described)
+
+    async def openapi(_: Request) -> Response:
+        return Response(encoded, media_type="application/json")
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(page)
+
+    return [Route("/openapi.json", openapi), Route("/docs", docs)]
+
+
+def _events_body(limits: Limits) -> dict[str, Any]:
+    batch = {"type": "array", "items": _EVENT, "minItems": 1, "maxItems": limits.batch_events}
+    return {
+        "required": True,
+        "content": {
+            envelope.STRUCTURED: {"schema": _EVENT},
+            envelope.BATCH: {"schema": batch},
+            JSON: {"schema": {"anyOf": [_EVENT, batch]}},
+        },
+    }
+
+
+def _refusals(*statuses: int) -> dict[str, Any]:
+    return {
+        str(status): {
+            "description": _REFUSALS[status],
+            "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM}},
+        }
+        for status in statuses
+    }
+
+
+def _health(operation: str, summary: str) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"enum": ["ok", "degraded", "down"]}},
+    }
+    answers = {"200": {"description": "Yes.", "content": {JSON: {"schema": schema}}}}
+    if operation != "live":
+        answers["503"] = {"description": "No.", "content": {JSON: {"schema": schema}}}
+    return {"operationId": operation, "summary": summary, "responses": answers}
+
+
+def _cloud_event() -> dict[str, Any]:
+    text = {"type": "string", "minLength": 1}
+    return {
+        "type": "object",
+        "description": "CloudEvents 1.0, JSON format. Extension attributes are kept.",
+        "required": ["specversion", "id", "source", "type"],
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "id": {
+                **text,
+                "maxLength": envelope.MAX_ID_CHARACTERS,
+                "description": "With source, its identity",
+            },
+            "source": {**text, "maxLength": envelope.MAX_SOURCE_CHARACTERS},
+            "type": {**text, "maxLength": 255, "description": subjects.TYPE_RULE},
+            "subject": {"type": ["string", "null"], "description": "Your tenant, or absent"},
+            "time": {
+                "type": ["string", "null"],
+                "format": "date-time",
+                "description": "When it happened; the time of receipt where absent",
+            },
+            "datacontenttype": {"enum": ["application/json", None]},
+            "dataschema": {"type": ["string", "null"]},
+            "data": {"type": ["object", "null"]},
+        },
+    }
+
+
+def _problem() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "RFC 9457",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "invalid_parameters": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["field", "rule"],
+                    "properties": {"field": {"type": "string"}, "rule": {"type": "string"}},
+                },
+            },
+        },
+    }
+
+
+def _page(described: dict[str, Any]) -> str:
+    """The document as one self-contained page."""
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{html.escape(described['info']['title'])}</title><style>"
+        "body{font:16px/1.5 system-ui;max-width:52rem;margin:2rem auto;padding:0 1rem}"
+        "code,pre{font:14px ui-monospace,monospace}pre{background:#8881;padding:.7rem;overflow:auto}"
+        "h2{margin-top:2.5rem}td{padding:.1rem 1rem .1rem 0;vertical-align:top}b{display:inline-block;min-width:4rem}"
+        "</style>",
+        f"<h1>{html.escape(described['info']['title'])}</h1><p>{html.escape(described['info']['description'])}</p>"
+        "<p>The document itself: <a href=/openapi.json>/openapi.json</a></p>",
+    ]
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"<h2><b>{method.upper()}</b> <code>{html.escape(path)}</code></h2>")
+            parts.append(
+                f"<p>{html.escape(operation['summary'])}. {html.escape(operation.get('description', ''))}</p>"
+            )
+            content = operation.get("requestBody", {}).get("content", {})
+            if content:
+                parts.append(
+                    f"<p>Takes {', '.join(f'<code>{html.escape(kind)}</code>' for kind in content)}.</p>"
+                )
+            rows = "".join(
+                f"<tr><td><code>{status}</code><td>{html.escape(answer['description'])}"
+                for status, answer in operation["responses"].items()
+            )
+            parts.append(f"<table>{rows}</table>")
+    for name, schema in described["components"]["schemas"].items():
+        text = msgspec.json.format(msgspec.json.encode(schema), indent=2).decode()
+        parts.append(f"<h2>{html.escape(name)}</h2><pre>{html.escape(text)}</pre>")
+    return "".join(parts)

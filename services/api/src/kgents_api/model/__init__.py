@@ -1,0 +1,1 @@
+"""What the api decides, as values; it imports no framework and no client."""

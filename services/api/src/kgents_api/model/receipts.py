@@ -1,0 +1,57 @@
+"""What a caller gets for an event that is durable, and the port through which events become so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from kgents_common.envelope import Envelope
+from kgents_common.errors import NotDurableError
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """The proof for one event: where it is stored, and whether it was there before."""
+
+    id: str
+    source: str
+    duplicate: bool
+    stream: str
+    stream_sequence: int
+
+
+class Receipts(msgspec.Struct, frozen=True):
+    """The body of a 202: a receipt for each event of the request, in its order."""
+
+    receipts: list[Receipt]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An event of a batch that is not durable."""
+
+    index: int
+    reason: str
+
+
+class PartlyStoredError(NotDurableError):
+    """Some events of a request are durable and some are not; sending all of it again is safe."""
+
+    def __init__(self, failures: Sequence[Failure], total: int) -> None:
+        super().__init__(f"{len(failures)} of {total} events are not durable: {failures[0].reason}")
+        self.failures = tuple(failures)
+        self.total = total
+
+
+class EventSink(Protocol):
+    """Where accepted events go."""
+
+    async def publish(self, events: Sequence[Envelope], headers: Mapping[str, str]) -> list[Receipt]:
+        """Make every event durable; when it returns, each one is.
+
+        Raises:
+            PartlyStoredError: Not every event is durable.
+            PermanentError: An event is larger than the stream takes.
+        """

@@ -1,0 +1,24 @@
+"""What the api is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from kgents_common.settings import ServiceSettings
+
+
+class ApiSettings(ServiceSettings):
+    """The api's environment."""
+
+    port: int = Field(8000, validation_alias="KGENTS_PORT", ge=0, le=65535)
+    keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
+    redis_url: str | None = Field(None, validation_alias="REDIS_URL")
+    # NATS takes 1 MiB for headers and payload together, and closes a client for good that sends more.
+    max_event_bytes: int = Field(512 * 1024, validation_alias="KGENTS_MAX_EVENT_BYTES", gt=0, le=900 * 1024)
+    max_batch_bytes: int = Field(4 * 1024 * 1024, validation_alias="KGENTS_MAX_BATCH_BYTES", gt=0)
+    max_batch_events: int = Field(1000, validation_alias="KGENTS_MAX_BATCH_EVENTS", gt=0, le=5000)
+    max_concurrency: int = Field(512, validation_alias="KGENTS_MAX_CONCURRENCY", gt=0)
+    publish_timeout_seconds: float = Field(4, validation_alias="KGENTS_PUBLISH_TIMEOUT_SECONDS", gt=0)
+    crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")

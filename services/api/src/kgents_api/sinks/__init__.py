@@ -1,0 +1,1 @@
+"""Every way out of the api."""
