@@ -1,4 +1,4 @@
-"""What surrounds every request: its span, its metrics, and problem documents for whatever was not answered."""
+"""What surrounds every request: its span, its metrics, and an answer where nobody else gave one."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Instrument:
     """Wraps the whole application, as plain ASGI: this runs for every request.
 
     Args:
+        direct: Method and path to an endpoint that is called without a router in between.
         routes: Path to its label in metrics and spans; any other path is `other`.
         tracer: None to make no spans; the caller's trace context then travels on as it came.
         max_concurrency: More requests than this at once are answered 503.
@@ -35,12 +36,14 @@ class Instrument:
         self,
         app: ASGIApp,
         *,
+        direct: Mapping[tuple[str, str], ASGIApp],
         routes: Mapping[str, str],
         metrics: Metrics,
         tracer: Tracer | None,
         max_concurrency: int,
     ) -> None:
         self._app = app
+        self._direct = direct
         self._routes = routes
         self._metrics = metrics
         self._tracer = tracer
@@ -54,6 +57,7 @@ class Instrument:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        app = self._direct.get((scope["method"], scope["path"]), self._app)
         route = self._routes.get(scope["path"], OTHER)
         status = 500
         has_begun = False
@@ -72,9 +76,9 @@ class Instrument:
                     503, "too many requests at once", reason="too_busy", headers={"retry-after": "1"}
                 )
             if self._tracer is None:
-                await self._app(scope, receive, watching)
+                await app(scope, receive, watching)
             else:
-                await self._traced(self._tracer, route, scope, receive, watching)
+                await self._traced(self._tracer, app, route, scope, receive, watching)
         except Refused as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
             await refusal.response(scope, receive, watching)
@@ -91,7 +95,9 @@ class Instrument:
             self._running -= 1
             self._note(route, scope["method"], status, time.perf_counter() - started)
 
-    async def _traced(self, tracer: Tracer, route: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _traced(
+        self, tracer: Tracer, app: ASGIApp, route: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         carried = {
             name.decode(): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -107,7 +113,7 @@ class Instrument:
             await send(message)
 
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-            await self._app(scope, receive, noting)
+            await app(scope, receive, noting)
 
     def _note(self, route: str, method: str, status: int, seconds: float) -> None:
         key = (route, method if method in _METHODS else OTHER, status)

@@ -16,7 +16,7 @@ from kgents_common import envelope, problems, subjects
 
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
 _EVENT = {"$ref": "#/components/schemas/CloudEvent"}
-_SECURITY = [{"bearer": []}, {"key": []}]
+_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}]
 _REFUSALS = {
     400: "A field is wrong, or the body is not JSON; nothing of the request was stored.",
     401: "No credentials, or unknown ones.",
@@ -25,6 +25,14 @@ _REFUSALS = {
     415: "A content type or encoding that is not taken.",
     503: "Not durable: send the same request again after Retry-After. What was stored is recognised.",
 }
+_STYLE = """
+body{font:16px/1.5 system-ui;max-width:52rem;margin:2rem auto;padding:0 1rem}
+code,pre{font:14px ui-monospace,monospace}
+pre{background:#8881;padding:.7rem;overflow:auto}
+h2{margin-top:2.5rem}
+td{padding:.1rem 1rem .1rem 0;vertical-align:top}
+b{display:inline-block;min-width:4rem}
+"""
 
 
 def document(limits: Limits) -> dict[str, Any]:
@@ -207,14 +215,11 @@ def _problem() -> dict[str, Any]:
 
 def _page(described: dict[str, Any]) -> str:
     """The document as one self-contained page."""
+    title, description = (html.escape(described["info"][name]) for name in ("title", "description"))
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{html.escape(described['info']['title'])}</title><style>"
-        "body{font:16px/1.5 system-ui;max-width:52rem;margin:2rem auto;padding:0 1rem}"
-        "code,pre{font:14px ui-monospace,monospace}pre{background:#8881;padding:.7rem;overflow:auto}"
-        "h2{margin-top:2.5rem}td{padding:.1rem 1rem .1rem 0;vertical-align:top}b{display:inline-block;min-width:4rem}"
-        "</style>",
-        f"<h1>{html.escape(described['info']['title'])}</h1><p>{html.escape(described['info']['description'])}</p>"
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>{title}</title><style>{_STYLE}</style>",
+        f"<h1>{title}</h1><p>{description}</p>",
         "<p>The document itself: <a href=/openapi.json>/openapi.json</a></p>",
     ]
     for path, methods in described["paths"].items():

@@ -1,4 +1,4 @@
-"""Reading a request at the lowest level that is still safe: headers as a dict, a body that cannot be too large."""
+"""Reading a request as ASGI gives it: headers as a dict, and a body that cannot be too large."""
 
 from __future__ import annotations
 
