@@ -42,8 +42,13 @@ def read_events(
             events = [envelope.read(body, tenant=tenant, now=now)]
         elif kind == envelope.BATCH:
             events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events)
+        elif "ce-specversion" in headers and kind in (JSON, ""):
+            # Without a content type the data is JSON (CloudEvents 1.0 section 3.1.1, datacontenttype).
+            events = [envelope.read_binary(headers, body, tenant=tenant, now=now)]
+        elif kind == JSON and body.lstrip()[:1] == b"[":
+            events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events)
         elif kind == JSON:
-            events = _read_json(headers, body, tenant=tenant, now=now, limits=limits)
+            events = [envelope.read(body, tenant=tenant, now=now)]
         else:
             raise Refused(
                 415,
@@ -61,17 +66,6 @@ def read_events(
     if too_large:
         raise _refusal(EnvelopeError(too_large, status=413))
     return events
-
-
-def _read_json(
-    headers: dict[str, str], body: bytes, *, tenant: str, now: datetime, limits: Limits
-) -> list[Envelope]:
-    """`application/json`: binary mode where `ce-` headers say so, else an event or an array of them."""
-    if "ce-specversion" in headers or "ce-id" in headers:
-        return [envelope.read_binary(headers, body, tenant=tenant, now=now)]
-    if body.lstrip()[:1] == b"[":
-        return envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events)
-    return [envelope.read(body, tenant=tenant, now=now)]
 
 
 def _refusal(error: EnvelopeError) -> Refused:

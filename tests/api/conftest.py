@@ -1,0 +1,90 @@
+"""A running door on a nats-server of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kgents_common import keyring
+from kgents_devstack.servers import NatsServer
+from kgents_devstack.services import ServiceProcess
+
+
+@dataclass
+class Door:
+    """The api as a caller sees it."""
+
+    service: ServiceProcess
+    nats: NatsServer
+    key: str
+    foreign_key: str
+    reader_key: str
+    client: httpx.Client
+
+    def post(
+        self, content: bytes | str, kind: str = "application/cloudevents+json", **headers: str
+    ) -> httpx.Response:
+        """POST /v1/events as the tenant acme, unless the headers say otherwise."""
+        sent = {"authorization": f"Bearer {self.key}", "content-type": kind, **headers}
+        return self.client.post("/v1/events", content=content, headers={k: v for k, v in sent.items() if v})
+
+    def stored(self) -> int:
+        """Messages in AGENTESE."""
+        answer = httpx.get(f"{self.nats.monitor_url}/jsz?streams=true").json()
+        streams = answer["account_details"][0]["stream_detail"]
+        return int(next(s["state"]["messages"] for s in streams if s["name"] == "AGENTESE"))
+
+
+def event(event_id: str, **changes: Any) -> dict[str, Any]:
+    """A good event; None removes an attribute."""
+    whole = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": "agents/a1",
+        "type": "llm.tokens",
+        "data": {"tokens": 5, "model": "m1"},
+        **changes,
+    }
+    return {k: v for k, v in whole.items() if v is not None}
+
+
+def encoded(event_id: str, **changes: Any) -> bytes:
+    """The same as JSON."""
+    return json.dumps(event(event_id, **changes)).encode()
+
+
+def apply_streams(nats: NatsServer, *arguments: str) -> None:
+    """Bring the streams to their specification, as the deployment does."""
+    subprocess.run(
+        [sys.executable, "-m", "kgents_common.streams", "apply", *arguments],
+        env={**os.environ, "NATS_SERVERS": nats.url},
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """One door for a module's tests; they use ids of their own."""
+    directory: Path = tmp_path_factory.mktemp("door")
+    key, record = keyring.mint("acme")
+    foreign_key, foreign = keyring.mint("globex")
+    reader_key, reader = keyring.mint("acme", ["events:read"])
+    keyring.write(directory / "keys.json", [record, foreign, reader])
+    with NatsServer(directory / "nats") as nats:
+        apply_streams(nats)
+        environment = {"NATS_SERVERS": nats.url, "KGENTS_KEYRING_FILE": str(directory / "keys.json")}
+        with (
+            ServiceProcess("api", directory / "api", environment) as service,
+            httpx.Client(base_url=service.url, timeout=20) as client,
+        ):
+            yield Door(service, nats, key, foreign_key, reader_key, client)
