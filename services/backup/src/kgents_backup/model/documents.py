@@ -1,0 +1,130 @@
+"""The JSON documents of a store, each ending in a line with its own digest; it reads and writes no file."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypeVar
+
+import msgspec
+
+from kgents_backup.model.faults import CorruptError
+
+FORMAT = 1
+
+
+class PartRecord(msgspec.Struct, frozen=True):
+    """One file of a snapshot or dump: its name, and what its stored bytes must be.
+
+    Attributes:
+        content_bytes: The bytes before sealing.
+    """
+
+    file: str
+    size_bytes: int
+    digest: str
+    content_bytes: int
+
+
+class SnapshotManifest(msgspec.Struct, frozen=True):
+    """What a snapshot is: JetStream's own answer (`config` and `state`) and the files that follow it.
+
+    Attributes:
+        created: The stream's creation time, as the server gave it.
+    """
+
+    format: int
+    stream: str
+    line: str
+    id: str
+    created: str
+    taken_at: str
+    seconds: float
+    server: str
+    config: dict[str, Any]
+    state: dict[str, Any]
+    consumers: list[ConsumerRecord]
+    parts: list[PartRecord]
+
+    @property
+    def content_bytes(self) -> int:
+        """The bytes the server sent."""
+        return sum(part.content_bytes for part in self.parts)
+
+
+class ConsumerRecord(msgspec.Struct, frozen=True):
+    """A durable consumer: its configuration and the sequence up to which everything is acknowledged."""
+
+    name: str
+    config: dict[str, Any]
+    ack_floor: int
+
+
+class LineRecord(msgspec.Struct, frozen=True):
+    """How a line began."""
+
+    format: int
+    stream: str
+    line: str
+    created: str
+    opened_at: str
+    first_sequence: int
+    config: dict[str, Any]
+
+
+class TableRecord(msgspec.Struct, frozen=True):
+    """One table of a dump: its columns in order and its rows, in parts."""
+
+    schema: str
+    table: str
+    columns: list[str]
+    rows: int
+    parts: list[PartRecord]
+
+
+class SequenceRecord(msgspec.Struct, frozen=True):
+    """One Postgres sequence's last value; None where it was never used."""
+
+    schema: str
+    name: str
+    last_value: int | None
+
+
+class DatabaseManifest(msgspec.Struct, frozen=True):
+    """One dump: tables in an order in which rows may be put back, all of one moment."""
+
+    format: int
+    id: str
+    taken_at: str
+    server: str
+    schemas: list[str]
+    tables: list[TableRecord]
+    sequences: list[SequenceRecord]
+
+
+Document = TypeVar("Document", bound=msgspec.Struct)
+
+
+def digest(data: bytes) -> str:
+    """blake2b-256 in hexadecimal: what every stored file is checked by."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
+
+
+def encode(document: msgspec.Struct) -> bytes:
+    """One line of JSON, one line with its digest."""
+    body = msgspec.json.encode(document)
+    return body + b"\n" + digest(body).encode() + b"\n"
+
+
+def decode(data: bytes, kind: type[Document], key: str) -> Document:
+    """The document in a file.
+
+    Raises:
+        CorruptError: It is not what was written.
+    """
+    body, _, rest = data.partition(b"\n")
+    if rest != digest(body).encode() + b"\n":
+        raise CorruptError(key, "its digest does not match")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise CorruptError(key, f"cannot be read: {error}") from error

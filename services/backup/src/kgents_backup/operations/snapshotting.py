@@ -1,0 +1,154 @@
+"""Taking a snapshot: the server's copy, cut into parts, stored as they come, published by its manifest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from nats.aio.client import Client
+
+from kgents_backup.model import moments
+from kgents_backup.model.documents import FORMAT, PartRecord, SnapshotManifest
+from kgents_backup.model.faults import StoreError
+from kgents_backup.model.keys import SnapshotName, stamp
+from kgents_backup.model.ports import NoProgress, Progress
+from kgents_backup.operations.lines import current_line
+from kgents_backup.sinks.store import Vault
+from kgents_backup.sources.snapshot import SnapshotStream, snapshot
+from kgents_backup.sources.stream import durable_consumers, stream_info
+from kgents_common.clock import Clock
+from kgents_common.crash import CrashPoints
+from kgents_common.errors import KgentsError, PermanentError
+
+PART_BYTES = 8 * 1024 * 1024
+# Parts that wait for the store while the server goes on sending: it gives up when nothing is taken for 2 s.
+WAITING_PARTS = 4
+
+_log = structlog.get_logger()
+
+
+async def take_snapshot(
+    client: Client,
+    vault: Vault,
+    stream: str,
+    *,
+    clock: Clock,
+    check: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
+    crash: CrashPoints | None = None,
+) -> tuple[SnapshotName, SnapshotManifest]:
+    """A full copy of a stream with its consumers.
+
+    Args:
+        check: Asked before the manifest is written; raises where the lock was lost.
+
+    Raises:
+        PermanentError: There is no such stream.
+        TransientError: The server or the store failed; nothing is published.
+    """
+    progress = progress or NoProgress()
+    crash = crash or CrashPoints(None)
+    info = await stream_info(client, stream)
+    if info is None:
+        raise PermanentError(f"there is no stream {stream}", hint="apply the streams, or restore it")
+    line = await current_line(client, await vault.catalogue(stream), info)
+    consumers = await durable_consumers(client, stream)
+    now, begun = clock.now(), clock.monotonic()
+    async with snapshot(client, stream) as source:
+        last_ms = moments.to_nanoseconds(source.state["last_ts"]) // 1_000_000
+        name = SnapshotName(stream, line, stamp(now), int(source.state["last_seq"]), last_ms)
+        progress.begin(f"snapshot {stream}", int(source.state["bytes"]), "bytes")
+        written: list[PartRecord] = []
+        try:
+            parts = await _store_parts(source, vault, name, progress, crash)
+            written += parts
+        except (KgentsError, asyncio.CancelledError):
+            await _discard(vault, name)
+            raise
+        finally:
+            progress.end()
+    manifest = SnapshotManifest(
+        format=FORMAT,
+        stream=stream,
+        line=str(line),
+        id=name.id,
+        created=info.created,
+        taken_at=now.isoformat(),
+        seconds=round(clock.monotonic() - begun, 3),
+        server=str(client.connected_server_version),
+        config=source.config,
+        state=source.state,
+        consumers=consumers,
+        parts=written,
+    )
+    check()
+    crash.reach("snapshot.before_manifest")
+    await vault.write_document(name.manifest_key, manifest)
+    crash.reach("snapshot.after_manifest")
+    _log.info(
+        "snapshot.completed",
+        stream=stream,
+        store=vault.name,
+        last_sequence=name.last,
+        messages=source.state["messages"],
+        bytes=manifest.content_bytes,
+        seconds=manifest.seconds,
+    )
+    return name, manifest
+
+
+async def _store_parts(
+    source: SnapshotStream, vault: Vault, name: SnapshotName, progress: Progress, crash: CrashPoints
+) -> list[PartRecord]:
+    """Receive and store at the same time, with at most a few parts in between."""
+    waiting: asyncio.Queue[bytes | None] = asyncio.Queue(WAITING_PARTS)
+    records: list[PartRecord] = []
+
+    async def store() -> None:
+        while (content := await waiting.get()) is not None:
+            crash.reach("snapshot.before_part")
+            key = name.part_key(len(records)).removeprefix(name.prefix)
+            records.append(await vault.write_part(name.prefix, key, content))
+            crash.reach("snapshot.after_part")
+
+    async def receive() -> None:
+        async for part in _parts(source, progress):
+            await waiting.put(part)
+        await waiting.put(None)
+
+    receiving, storing = asyncio.create_task(receive()), asyncio.create_task(store())
+    try:
+        await asyncio.wait({receiving, storing}, return_when=asyncio.FIRST_EXCEPTION)
+        for task in (storing, receiving):  # the store's own error says more than the receiver's silence
+            if task.done():
+                await task
+        await asyncio.gather(receiving, storing)
+    finally:
+        for task in (receiving, storing):
+            task.cancel()
+        await asyncio.gather(receiving, storing, return_exceptions=True)
+    return records
+
+
+async def _parts(source: SnapshotStream, progress: Progress) -> AsyncIterator[bytes]:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in source.chunks():
+        chunks.append(chunk)
+        size += len(chunk)
+        progress.advance(len(chunk))
+        if size >= PART_BYTES:
+            yield b"".join(chunks)
+            chunks, size = [], 0
+    if chunks:
+        yield b"".join(chunks)
+
+
+async def _discard(vault: Vault, name: SnapshotName) -> None:
+    """Remove the parts of an attempt; what cannot be removed now, prune removes later."""
+    try:
+        for entry in await vault.store.list(name.prefix):
+            await vault.store.delete(entry.key)
+    except StoreError as error:
+        _log.warning("snapshot.parts_left", store=vault.name, error=str(error))

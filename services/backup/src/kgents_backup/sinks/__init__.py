@@ -1,0 +1,1 @@
+"""Ways out: stores, streams that are restored, databases that are loaded."""

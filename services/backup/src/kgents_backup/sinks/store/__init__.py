@@ -1,0 +1,9 @@
+"""Where backups are kept: a directory or an object store behind one port, sealed, locked by lease."""
+
+from kgents_backup.sinks.store.directory import DirectoryStore
+from kgents_backup.sinks.store.lease import Lease
+from kgents_backup.sinks.store.objects import ObjectStore, open_object_store
+from kgents_backup.sinks.store.sealing import Sealer
+from kgents_backup.sinks.store.vault import Vault
+
+__all__ = ["DirectoryStore", "Lease", "ObjectStore", "Sealer", "Vault", "open_object_store"]

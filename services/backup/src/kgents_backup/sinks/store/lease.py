@@ -1,0 +1,144 @@
+"""A lock in the store with a lease, so that two runs never mix and a dead run's lock ends by itself.
+
+Whoever holds it renews it every third of its length. One that could not renew in time must publish nothing
+more: `check` is asked right before every manifest, segment and deletion.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import structlog
+
+from kgents_backup.model.faults import LockedError, StoreError
+from kgents_backup.model.keys import lock_key
+from kgents_backup.model.ports import Store
+from kgents_common.clock import Clock
+
+LEASE = timedelta(seconds=30)
+
+_log = structlog.get_logger()
+
+
+class _Holder(msgspec.Struct, frozen=True):
+    owner: str
+    token: str
+    until: datetime
+
+
+class Lease:
+    """An asynchronous context manager: held inside.
+
+    Args:
+        name: What is locked, e.g. `run` or `archive-AGENTESE`.
+        owner: Who we are, for the one who is refused.
+    """
+
+    def __init__(
+        self, store: Store, name: str, *, owner: str, clock: Clock, length: timedelta = LEASE
+    ) -> None:
+        self._store = store
+        self._key = lock_key(name)
+        self._name = name
+        self._owner = owner
+        self._clock = clock
+        self._length = length
+        self._token = secrets.token_hex(8)
+        self._held_until = 0.0
+        self._renewing: asyncio.Task[None] | None = None
+
+    def check(self) -> None:
+        """Raise unless the lease surely still holds.
+
+        Raises:
+            LockedError: It ran out or was taken over.
+        """
+        if self._clock.monotonic() >= self._held_until:
+            raise LockedError(
+                f"the lock {self._name} was lost",
+                hint="another run may be at work; this one published nothing more",
+            )
+
+    async def acquire(self) -> None:
+        """Take it.
+
+        Raises:
+            LockedError: Somebody else holds it.
+            StoreError: The store does not answer.
+        """
+        started = self._clock.monotonic()
+        if not await self._store.create(self._key, self._content()):
+            try:
+                found = await self._store.get_versioned(self._key)
+            except FileNotFoundError:
+                raise LockedError(f"the lock {self._name} just changed hands", hint="try again") from None
+            holder = _read(found.data)
+            if holder is not None and self._clock.now() < holder.until:
+                left = (holder.until - self._clock.now()).total_seconds()
+                raise LockedError(
+                    f"the lock {self._name} is held by {holder.owner} for {left:.0f} s more",
+                    hint="wait; a run that died lets go when its lease ends",
+                )
+            if not await self._store.replace(self._key, self._content(), found.version):
+                raise LockedError(f"the lock {self._name} was taken at the same moment", hint="try again")
+            _log.info("lease.taken_over", lock=self._name, from_owner=holder.owner if holder else "?")
+        self._held_until = started + self._length.total_seconds()
+        self._renewing = asyncio.create_task(self._renew(), name=f"lease.{self._name}")
+
+    async def release(self) -> None:
+        """Let go; where the store is away, the lease runs out by itself."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._renewing
+        is_mine = self._clock.monotonic() < self._held_until
+        self._held_until = 0.0
+        if is_mine:
+            with contextlib.suppress(StoreError, FileNotFoundError):
+                found = await self._store.get_versioned(self._key)
+                holder = _read(found.data)
+                if holder is not None and holder.token == self._token:
+                    await self._store.delete(self._key)
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.release()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._length.total_seconds() / 3)
+            started = self._clock.monotonic()
+            try:
+                found = await self._store.get_versioned(self._key)
+                holder = _read(found.data)
+                if holder is None or holder.token != self._token:
+                    raise FileNotFoundError
+                if await self._store.replace(self._key, self._content(), found.version):
+                    self._held_until = started + self._length.total_seconds()
+            except FileNotFoundError:
+                self._held_until = 0.0
+                _log.error("lease.lost", lock=self._name)
+                return
+            except StoreError as error:
+                _log.warning("lease.not_renewed", lock=self._name, error=str(error))
+
+    def _content(self) -> bytes:
+        return msgspec.json.encode(_Holder(self._owner, self._token, self._clock.now() + self._length))
+
+
+def _read(data: bytes) -> _Holder | None:
+    try:
+        return msgspec.json.decode(data, type=_Holder)
+    except msgspec.MsgspecError:
+        return None

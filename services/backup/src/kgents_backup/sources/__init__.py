@@ -1,0 +1,1 @@
+"""Ways in: what the streams and the databases hold, read without changing them."""
