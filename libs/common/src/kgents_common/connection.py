@@ -121,7 +121,7 @@ class Connection:
                 self._client = Client()
                 continue
             self._up.set()
-            _log.info("nats.connected", server=self._client.connected_server_version)
+            _log.info("nats.connected", server=str(self._client.connected_server_version))
             return
 
     def _callbacks(self) -> dict[str, Any]:

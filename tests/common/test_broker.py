@@ -1,0 +1,139 @@
+"""Consumers stay alive: whatever happens to server or consumer, each message is handled in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from nats.aio.msg import Msg
+
+from kgents_common import delivery, streams
+from kgents_common.broker import Broker, Watchdog
+from kgents_common.connection import Connection
+from kgents_devstack.servers import NatsServer
+
+from .conftest import settings_for
+
+Connect = Callable[..., Awaitable[Connection]]
+SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
+
+
+class Handled:
+    """Remembers what it acknowledged."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, messages: list[Msg]) -> None:
+        self.bodies += [message.data for message in messages]
+        await delivery.ack(messages)
+
+    async def wait_for(self, count: int) -> None:
+        async with asyncio.timeout(60):
+            while len(set(self.bodies)) < count:
+                await asyncio.sleep(0.05)
+
+
+async def publish(connection: Connection, start: int, count: int) -> None:
+    jetstream = connection.jetstream()
+    for number in range(start, start + count):
+        await jetstream.publish("agentese.acme.t", str(number).encode())
+
+
+async def started(url: str, connect: Connect, handler: Callable[[list[Msg]], Awaitable[None]]) -> tuple[
+    Connection, Watchdog, Broker
+]:  # fmt: skip
+    connection = await connect(url, buffer_while_down=True)
+    await streams.ensure(connection.client, streams=SMALL)
+    watchdog = Watchdog(connection, streams.METERING)
+    await watchdog.start()
+    broker = Broker(settings_for(url), name="test", on_closed=lambda: None)
+    broker.subscribe(streams.METERING, handler, batch_size=50)
+    await broker.start()
+    return connection, watchdog, broker
+
+
+async def test_a_deleted_consumer_is_put_back_where_it_stood(nats_url: str, connect: Connect) -> None:
+    """Rule: a watchdog recreates a lost consumer at its ack floor (FastStream would spin for ever)."""
+    handled = Handled()
+    connection, watchdog, broker = await started(nats_url, connect, handled)
+    await publish(connection, 0, 100)
+    await handled.wait_for(100)
+    await watchdog.look()
+    await connection.jetstream().delete_consumer("AGENTESE", "metering")
+    await publish(connection, 100, 100)
+    await handled.wait_for(200)
+    await broker.stop()
+    await watchdog.stop()
+    assert sorted(map(int, handled.bodies)) == list(range(200))
+
+
+async def test_a_killed_server_loses_nothing_and_workers_resume(
+    own_nats: NatsServer, connect: Connect
+) -> None:
+    """Rule: nats-server killed and restarted, workers resume by themselves."""
+    handled = Handled()
+    connection, watchdog, broker = await started(own_nats.url, connect, handled)
+    await publish(connection, 0, 100)
+    await handled.wait_for(100)
+    own_nats.kill()
+    await asyncio.sleep(0.5)
+    own_nats.start()
+    async with asyncio.timeout(30):
+        while not connection.is_connected:
+            await asyncio.sleep(0.05)
+    await publish(connection, 100, 100)
+    await handled.wait_for(200)
+    await broker.stop()
+    await watchdog.stop()
+    assert set(map(int, handled.bodies)) == set(range(200))
+
+
+async def test_one_bad_message_does_not_take_its_batch(nats_url: str, connect: Connect) -> None:
+    """Rule: handlers get raw messages; FastStream's default would terminate all of them."""
+    handled = Handled()
+    connection, watchdog, broker = await started(nats_url, connect, handled)
+    jetstream = connection.jetstream()
+    for body in (b"1", b"\xff{", b"2"):
+        await jetstream.publish("agentese.acme.t", body, headers={"content-type": "application/json"})
+    await handled.wait_for(3)
+    await broker.stop()
+    await watchdog.stop()
+    assert handled.bodies == [b"1", b"\xff{", b"2"]
+
+
+async def test_a_handler_that_fails_gets_its_messages_again(nats_url: str, connect: Connect) -> None:
+    """Rule: an exception acknowledges nothing, and terminates nothing."""
+    tries: list[int] = []
+
+    async def failing(messages: list[Msg]) -> None:
+        tries.extend(message.metadata.num_delivered for message in messages)
+        if len(tries) < 3:
+            for message in messages:
+                await message.nak()
+            raise RuntimeError("not yet")
+        await delivery.ack(messages)
+
+    connection, watchdog, broker = await started(nats_url, connect, failing)
+    await publish(connection, 0, 1)
+    async with asyncio.timeout(30):
+        while len(tries) < 3:
+            await asyncio.sleep(0.05)
+    await broker.stop()
+    await watchdog.stop()
+    assert tries == [1, 2, 3]
+
+
+async def test_a_client_closed_for_good_is_told(own_nats: NatsServer) -> None:
+    """Rule: a closed client ends the process instead of leaving a zombie."""
+    closed = asyncio.Event()
+    connection = Connection(settings_for(own_nats.url), name="test", on_closed=closed.set)
+    await connection.start()
+    await connection.wait()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(closed.wait(), 0.1)
+    # What an oversize message does: the server answers -ERR, and nats-py never reconnects.
+    await connection.client._process_err("'Maximum Payload Violation'")
+    await asyncio.wait_for(closed.wait(), 10)
+    await connection.stop()

@@ -1,0 +1,99 @@
+"""Streams are planned, then applied; what could lose messages is refused; on every server we support."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+
+import nats
+import pytest
+from nats.aio.client import Client
+
+from kgents_common import streams
+from kgents_common.streams import AGENTESE, EVENTS, RefusedChangeError, StreamSpec
+from kgents_devstack.fixtures import remove_streams
+from kgents_devstack.servers import NatsServer
+
+SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
+
+
+@pytest.fixture
+async def client(each_nats_server: NatsServer) -> AsyncIterator[Client]:
+    client = await nats.connect(each_nats_server.url)
+    await remove_streams(client)
+    yield client
+    await client.close()
+
+
+def kinds(changes: list[streams.Change]) -> set[str]:
+    return {change.kind for change in changes}
+
+
+async def test_a_bare_server_gets_streams_and_consumers_once(client: Client) -> None:
+    """Rule: apply brings the server to the specification; the next plan is empty."""
+    first = await streams.ensure(client, streams=SMALL)
+    again = await streams.plan(client, streams=SMALL)
+    assert kinds(first) == {"create"}
+    assert kinds(again) == {"unchanged"}
+    info = await client.jetstream().consumer_info("AGENTESE", "metering")
+    assert info.config.max_deliver == -1
+
+
+async def test_planning_changes_nothing(client: Client) -> None:
+    """Rule: a plan can be looked at first."""
+    await streams.plan(client, streams=SMALL)
+    assert await client.jetstream().streams_info() == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(SMALL[0], max_bytes=32 * 1024**2),
+        replace(SMALL[0], max_age=timedelta(days=1)),
+        replace(SMALL[0], subjects=("agentese.acme.>",)),
+    ],
+)
+async def test_what_could_lose_messages_is_refused_whole(client: Client, changed: StreamSpec) -> None:
+    """Rule: apply refuses a destructive change, and then does nothing at all."""
+    await streams.ensure(client, streams=SMALL)
+    grown = replace(SMALL[1], max_bytes=SMALL[1].max_bytes * 2)
+    changes = await streams.plan(client, streams=(changed, grown))
+    with pytest.raises(RefusedChangeError):
+        await streams.apply(client, changes)
+    assert (await client.jetstream().stream_info("EVENTS")).config.max_bytes == SMALL[1].max_bytes
+
+
+async def test_growing_is_applied_and_foreign_settings_stay(client: Client) -> None:
+    """Rule: fields we do not name stay as the operator set them."""
+    await streams.ensure(client, streams=SMALL)
+    info = await streams.request(client, "STREAM.INFO.AGENTESE")
+    await streams.request(
+        client, "STREAM.UPDATE.AGENTESE", {**info["config"], "metadata": {"owner": "operator"}}
+    )
+    await streams.ensure(client, streams=(replace(SMALL[0], max_bytes=128 * 1024**2), SMALL[1]))
+    config = (await streams.request(client, "STREAM.INFO.AGENTESE"))["config"]
+    assert config["max_bytes"] == 128 * 1024**2
+    assert config["metadata"]["owner"] == "operator"
+
+
+async def test_a_full_stream_refuses_and_drops_nothing(client: Client) -> None:
+    """Rule: discard new: a full stream refuses the publisher, it never drops unmetered events."""
+    await streams.ensure(client, streams=streams.scaled((AGENTESE, EVENTS), 100_000))
+    jetstream = client.jetstream()
+    refused = 0
+    for number in range(40):
+        try:
+            await jetstream.publish("agentese.acme.x", b"x" * 5000, headers={"Nats-Msg-Id": str(number)})
+        except nats.js.errors.APIError:
+            refused += 1
+    state = (await jetstream.stream_info("AGENTESE")).state
+    assert refused > 0
+    assert (state.first_seq, state.messages) == (1, 40 - refused)
+
+
+async def test_message_ttl_is_asked_for_only_where_it_exists(client: Client) -> None:
+    """Rule: newer features only behind a check of what the server offers (TTL came with 2.11)."""
+    await streams.ensure(client, streams=SMALL)
+    config = (await streams.request(client, "STREAM.INFO.EVENTS"))["config"]
+    assert config.get("allow_msg_ttl", False) == (streams.server_version(client) >= (2, 11))
