@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -36,13 +36,16 @@ def vault(tmp_path: Path) -> Vault:
 
 
 @pytest.fixture
-def s3_store(s3_server: S3Server) -> ObjectStore:
-    """An empty prefix of a bucket."""
-    return open_s3(s3_server)
+async def s3_store(s3_server: S3Server) -> ObjectStore:
+    """An empty prefix of a bucket of its own."""
+    store = open_s3(s3_server)
+    await store.put("made", b"")  # SeaweedFS makes a bucket with its first object
+    await store.delete("made")
+    return store
 
 
 def open_s3(server: S3Server, *, call_seconds: float = 120, retry_seconds: float = 60) -> ObjectStore:
-    """A fresh bucket; SeaweedFS makes it with the first put."""
+    """A store in a bucket that does not exist before its first object."""
     return open_object_store(
         f"s3://b{uuid.uuid4().hex[:12]}/prefix",
         options={
@@ -57,9 +60,11 @@ def open_s3(server: S3Server, *, call_seconds: float = 120, retry_seconds: float
 
 
 @pytest.fixture(params=["directory", "s3"])
-def each_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DirectoryStore | ObjectStore]:
+async def each_store(request: pytest.FixtureRequest, tmp_path: Path) -> DirectoryStore | ObjectStore:
     """Both kinds of store, empty."""
     if request.param == "directory":
-        yield DirectoryStore(tmp_path / "store")
-    else:
-        yield open_s3(request.getfixturevalue("s3_server"))
+        return DirectoryStore(tmp_path / "store")
+    store = open_s3(request.getfixturevalue("s3_server"))
+    await store.put("made", b"")
+    await store.delete("made")
+    return store

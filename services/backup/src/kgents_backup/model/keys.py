@@ -1,6 +1,6 @@
 """The names of files in a store and what they say; it reads and writes none.
 
-    lines/<stream>/<line>.json                                     how a line began, and its stream's configuration
+    lines/<stream>/<line>.json                                     how a line began
     snapshots/<stream>/<line>/<id>/<part>.part … manifest.json     the manifest is written last
     snapshots/<stream>/<line>/<id>/verified                        the whole was read back and found good
     segments/<stream>/<line>/<first>-<last>-<from ms>-<to ms>.seg

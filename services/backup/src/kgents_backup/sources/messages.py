@@ -54,9 +54,22 @@ class MessageReader:
         return self._next
 
     @property
+    def is_open(self) -> bool:
+        """Whether its consumer stands, as far as known; a lost one is opened anew by the next batch.
+
+        Whoever must not read on into another stream of the same name looks before that.
+        """
+        return bool(self._consumer)
+
+    @property
     def pending(self) -> int | None:
         """Messages that were still to come when the last one was sent; None before the first."""
         return self._pending
+
+    async def open(self) -> None:
+        """Make the consumer, where there is none; errors as `batch`."""
+        if not self._consumer:
+            await self._open()
 
     async def batch(
         self, *, limit: int = BATCH_MESSAGES, limit_bytes: int = BATCH_BYTES, wait_seconds: float = 1.0
@@ -67,8 +80,7 @@ class MessageReader:
             JetStreamApiError: The stream is gone.
             TransientError: The server does not answer.
         """
-        if not self._consumer:
-            await self._open()
+        await self.open()
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
         found: list[Message] = []

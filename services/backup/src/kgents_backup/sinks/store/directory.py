@@ -1,6 +1,6 @@
 """A store in a directory (the PVC): temporary file, fsync, rename, fsync of the directory; no cleverness.
 
-Sources: rename(2) and fsync(2); "All File Systems Are Not Created Equal" (OSDI 2014) for the directory's fsync.
+Sources: rename(2), fsync(2); "All File Systems Are Not Created Equal" (OSDI 2014) on directories.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Encryption at rest: each file in AES-256-GCM frames under a key of its own; without a key, files as they are.
+"""Encryption at rest: AES-256-GCM frames under a key for each file; without a key, files as they are.
 
-The construction is STREAM (Hoang, Reyhanitabar, Rogaway, Vizár 2015) as in age and Tink: HKDF-SHA-256 derives
-the file's key from the master key, a random salt and the file's name, so a file moved to another name does not
-open; the nonce is the frame's number and whether it is the last, so frames cannot be reordered or cut off.
+The construction is STREAM (Hoang, Reyhanitabar, Rogaway, Vizár 2015) as in age and Tink: HKDF-SHA-256
+derives the file's key from the master key, a random salt and the file's name, so a file moved to another
+name does not open; the nonce is the frame's number and whether it is the last, so frames cannot be reordered
+or cut off.
 
     magic "KGSEAL1\\0" | key id (8) | salt (32) | frames: (1 MiB of content + 16 bytes tag) …
 """
@@ -69,7 +70,7 @@ class Sealer:
         """The content of the file stored under `key`.
 
         Raises:
-            CorruptError: It was changed, cut, or belongs to another name; or it is not sealed although we seal.
+            CorruptError: It was changed, cut or moved to another name; or it is not sealed although we seal.
             ConfigurationError: It is sealed with a key we do not have.
         """
         if not data.startswith(MAGIC):

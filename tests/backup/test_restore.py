@@ -1,0 +1,292 @@
+"""Restores: from a snapshot, to a moment, over gaps and damage; every message compared."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from kgents_backup.model import moments
+from kgents_backup.model.faults import CorruptError, RefusedError, UnrecoverableError
+from kgents_backup.model.plan import Until
+from kgents_backup.operations.archiving import Archiver
+from kgents_backup.operations.restoring import RestoreReport, prepare, restore
+from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.sinks.replay import without_original_time
+from kgents_backup.sinks.store import Vault
+from kgents_backup.sources.stream import durable_consumers, stream_info
+from kgents_backup.sources.verbatim import VerbatimClient
+
+from kgents_common.clock import SystemClock
+from kgents_common.streams import request
+from tests.backup.streams import (
+    STREAM,
+    add_consumer,
+    consume,
+    delete,
+    fill,
+    make_stream,
+    read_all,
+    shown,
+)
+
+CLOCK = SystemClock()
+
+
+async def archive(client: VerbatimClient, vault: Vault) -> Archiver:
+    """Archive everything the stream holds now."""
+
+    async def give() -> VerbatimClient:
+        return client
+
+    archiver = Archiver(give, vault, STREAM, clock=CLOCK)
+    await archiver.catch_up()
+    await archiver.close()
+    return archiver
+
+
+async def lose_and_restore(
+    client: VerbatimClient, vault: Vault, until: str | None = None, *, fall_back: bool = False
+) -> RestoreReport:
+    """Delete the stream, then restore it."""
+    await client.jetstream().delete_stream(STREAM)
+    prepared = await prepare(vault, STREAM, Until.parse(until), fall_back=fall_back)
+    return await restore(client, vault, prepared, clock=CLOCK)
+
+
+async def test_a_snapshot_brings_everything_back_and_consumers_go_on(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: every sequence, subject, header, time and body is the same; a consumer half way goes on there."""
+    await make_stream(each_client)
+    await add_consumer(each_client)
+    await fill(each_client, 3000, size=1000)
+    await delete(each_client, 1, 700, 3000)
+    handled = await consume(each_client, 1000, acknowledge=1000)
+    before = await read_all(each_client)
+    config = (await request(each_client, f"STREAM.INFO.{STREAM}"))["config"]
+    await take_snapshot(each_client, vault, STREAM, clock=CLOCK)
+
+    report = await lose_and_restore(each_client, vault)
+
+    assert await read_all(each_client) == before
+    assert report.physical == report.messages == len(before)
+    assert report.last_sequence == 3000
+    after = (await request(each_client, f"STREAM.INFO.{STREAM}"))["config"]
+    assert {k: v for k, v in after.items() if k != "metadata"} == {
+        k: v for k, v in config.items() if k != "metadata"
+    }
+    rest = await consume(each_client, len(before) - 1000, acknowledge=0)
+    assert rest[0] == handled[-1] + 1
+    assert handled + rest == [m.sequence for m in before]
+    await fill(each_client, 1, start=9000)
+    assert (await stream_info(each_client, STREAM)).last_sequence == 3001  # type: ignore[union-attr]
+
+
+async def test_the_tail_after_the_snapshot_comes_back_at_its_sequences(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: snapshot, then segments; gaps stay gaps; the original time is in a header where the server's
+    cannot be kept."""
+    await make_stream(each_client)
+    await add_consumer(each_client)
+    await fill(each_client, 500)
+    await consume(each_client, 200, acknowledge=150)
+    await take_snapshot(each_client, vault, STREAM, clock=CLOCK)
+    await fill(each_client, 1500, start=500)
+    await delete(each_client, *range(600, 650), 1000, 1999)
+    await archive(each_client, vault)
+    before = await read_all(each_client)
+
+    report = await lose_and_restore(each_client, vault)
+
+    after = await read_all(each_client)
+    assert after[:500] == before[:500]
+    plain = [(m.sequence, m.subject, without_original_time(m.headers), m.body) for m in after]
+    assert plain == shown(before)
+    said = [m.headers.split(b"Kgents-Original-Time: ")[1].split(b"\r\n")[0].decode() for m in after[500:]]
+    assert [moments.to_nanoseconds(t) for t in said] == [m.time for m in before[500:]]
+    assert (report.physical, report.replayed) == (500, len(before) - 500)
+    assert report.last_sequence == 2000
+    assert [c.ack_floor for c in await durable_consumers(each_client, STREAM)] == [150]
+    info = await request(each_client, f"STREAM.INFO.{STREAM}")
+    assert info["config"]["subjects"] == ["agentese.>"]
+    assert not info["config"].get("subject_transform")
+
+
+async def test_to_a_moment_between_two_snapshots_to_the_message(client: VerbatimClient, vault: Vault) -> None:
+    """Rule: the last message not after the moment is in, the next one is not."""
+    await make_stream(client)
+    await fill(client, 100)
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await fill(client, 100, start=100)
+    await asyncio.sleep(1.1)  # snapshots are named by the second
+    await archive(client, vault)
+    await fill(client, 50, start=200)
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await archive(client, vault)
+    before = await read_all(client)
+    wanted = datetime.fromtimestamp(before[149].time / 1e9, UTC)
+    moment = moments.from_nanoseconds(before[149].time // 1000 * 1000 + 1000)[:26] + "Z"
+    assert abs(datetime.fromisoformat(moment).timestamp() - wanted.timestamp()) < 0.01
+
+    kept = sum(1 for m in before if m.time <= moments.of(datetime.fromisoformat(moment)))
+    report = await lose_and_restore(client, vault, moment)
+
+    after = await read_all(client)
+    assert 150 <= kept < 200
+    assert [m.body for m in after] == [m.body for m in before[:kept]]
+    assert report.last_sequence == kept
+    assert report.physical == 100
+
+
+@pytest.mark.parametrize("sequence", [1, 99, 100, 101, 175])
+async def test_to_a_sequence(client: VerbatimClient, vault: Vault, sequence: int) -> None:
+    """Rule: any stored sequence can be the last one, before a snapshot, at it, or after."""
+    await make_stream(client)
+    await fill(client, 60)
+    await archive(client, vault)
+    await fill(client, 40, start=60)
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await fill(client, 100, start=100)
+    await archive(client, vault)
+    before = await read_all(client)
+    report = await lose_and_restore(client, vault, str(sequence))
+    assert [m.body for m in await read_all(client)] == [m.body for m in before[:sequence]]
+    assert report.last_sequence == sequence
+
+
+async def test_what_was_never_stored_cannot_be_asked_for(client: VerbatimClient, vault: Vault) -> None:
+    """Rule: a moment before everything, or a sequence after it, is refused with what there is."""
+    await make_stream(client)
+    await fill(client, 10)
+    await archive(client, vault)
+    with pytest.raises(UnrecoverableError, match="up to sequence 10"):
+        await prepare(vault, STREAM, Until.parse("11"))
+    with pytest.raises(UnrecoverableError, match="no snapshot or segment is that old"):
+        await prepare(vault, STREAM, Until.parse("2020-01-01T00:00:00Z"))
+    with pytest.raises(UnrecoverableError, match="nothing is stored of EVENTS"):
+        await prepare(vault, "EVENTS", Until())
+
+
+async def test_a_live_stream_is_refused_unless_told(client: VerbatimClient, vault: Vault) -> None:
+    """Rule: nothing is overwritten without --replace."""
+    await make_stream(client)
+    await fill(client, 10)
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await fill(client, 5, start=10)
+    prepared = await prepare(vault, STREAM, Until())
+    with pytest.raises(RefusedError, match="there is a stream AGENTESE with 15 messages"):
+        await restore(client, vault, prepared, clock=CLOCK)
+    assert len(await read_all(client)) == 15
+    await restore(client, vault, prepared, clock=CLOCK, replace=True)
+    assert len(await read_all(client)) == 10
+
+
+async def test_into_another_name_the_live_stream_is_not_touched(client: VerbatimClient, vault: Vault) -> None:
+    """Rule: --into NAME stands beside the live stream and hears none of its messages."""
+    await make_stream(client)
+    await fill(client, 30)
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await fill(client, 30, start=30)
+    await archive(client, vault)
+    before = await read_all(client)
+    prepared = await prepare(vault, STREAM, Until())
+    await restore(client, vault, prepared, clock=CLOCK, into="LOOK")
+    await fill(client, 1, start=60)
+    found = await read_all(client, "LOOK")
+    assert [(m.sequence, m.subject, m.body) for m in found] == [
+        (m.sequence, m.subject, m.body) for m in before
+    ]
+    assert len(await read_all(client)) == 61
+
+
+async def test_a_damaged_snapshot_is_named_refused_and_avoided_when_told(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: damage is found before anything is destroyed; told to fall back, the one before is taken."""
+    await make_stream(client)
+    await fill(client, 100)
+    first, _ = await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await archive(client, vault)
+    await asyncio.sleep(1.1)
+    await fill(client, 100, start=100)
+    second, manifest = await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await archive(client, vault)
+    key = second.prefix + manifest.parts[0].file
+    data = bytearray(await vault.store.get(key))
+    data[len(data) // 2] ^= 1
+    await vault.store.put(key, bytes(data))
+    before = await read_all(client)
+
+    with pytest.raises(CorruptError, match=key):
+        await prepare(vault, STREAM, Until())
+    assert len(await read_all(client)) == 200
+    prepared = await prepare(vault, STREAM, Until(), fall_back=True)
+    assert prepared.plan.snapshot == first
+    assert key in prepared.avoided[0]
+    await restore(client, vault, prepared, clock=CLOCK, replace=True)
+    assert [m.body for m in await read_all(client)] == [m.body for m in before]
+
+
+async def test_a_lost_segment_is_noticed(client: VerbatimClient, vault: Vault) -> None:
+    """Rule: a hole in the tail is not skipped in silence."""
+    await make_stream(client)
+    for start in (0, 10, 20):
+        await fill(client, 10, start=start)
+        await archive(client, vault)
+    segments = (await vault.catalogue(STREAM)).newest.segments  # type: ignore[union-attr]
+    await vault.store.delete(segments[1].key)
+    with pytest.raises(CorruptError, match="no segment accounts for sequence 11"):
+        await prepare(vault, STREAM, Until())
+    prepared = await prepare(vault, STREAM, Until(), fall_back=True)
+    assert prepared.plan.reaches == 10
+
+
+async def test_ids_that_repeat_and_expectations_survive_a_replay(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: a message whose id came back after the duplicate window, and one that expected an empty subject,
+    are stored again as they were."""
+    await make_stream(client, duplicate_window=100_000_000)
+    stream = client.jetstream()
+    for round_ in range(3):
+        await stream.publish("agentese.a.b", f"{round_}".encode(), headers={"Nats-Msg-Id": "same"})
+        await asyncio.sleep(0.4)
+    await stream.publish("agentese.a.c", b"x", headers={"Nats-Expected-Last-Subject-Sequence": "0"})
+    await delete(client, 4)
+    await stream.publish("agentese.a.c", b"y", headers={"Nats-Expected-Last-Subject-Sequence": "0"})
+    await stream.publish("agentese.a.d", b"z", headers={"Nats-Expected-Last-Sequence": "5"})
+    await archive(client, vault)
+    before = await read_all(client)
+    report = await lose_and_restore(client, vault)
+    after = await read_all(client)
+    assert [m.sequence for m in after] == [1, 2, 3, 5, 6]
+    plain = [(m.sequence, m.subject, without_original_time(m.headers), m.body) for m in after]
+    assert plain == shown(before)
+    assert report.stripped == 0
+
+
+async def test_a_restored_stream_begins_a_new_line_and_both_can_be_restored(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: sequences of two histories never mix, although one server version keeps the creation time."""
+    await make_stream(each_client)
+    await fill(each_client, 100)
+    await take_snapshot(each_client, vault, STREAM, clock=CLOCK)
+    await fill(each_client, 100, start=100)
+    await archive(each_client, vault)
+    old = await read_all(each_client)
+    await lose_and_restore(each_client, vault, "150")
+    await fill(each_client, 100, start=5000)
+    await archive(each_client, vault)
+    new = await read_all(each_client)
+
+    lines = list((await vault.catalogue(STREAM)).lines)
+    assert len(lines) == 2
+    await each_client.jetstream().delete_stream(STREAM)
+    first = await prepare(vault, STREAM, Until(), line=lines[0])
+    await restore(each_client, vault, first, clock=CLOCK)
+    assert [m.body for m in await read_all(each_client)] == [m.body for m in old]
+    await lose_and_restore(each_client, vault)
+    assert [m.body for m in await read_all(each_client)] == [m.body for m in new]
