@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,6 +60,14 @@ def mint(
 def digest(key: str) -> str:
     """The SHA-256 of a key, in hexadecimal."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def presented(headers: Mapping[str, str]) -> str:
+    """What a caller shows: the bearer token, else `X-API-Key`, else nothing. Header names are lower-case."""
+    kind, _, value = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and value:
+        return value.strip()
+    return headers.get("x-api-key", "").strip()
 
 
 def load(path: Path) -> list[KeyRecord]:

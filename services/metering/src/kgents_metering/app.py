@@ -131,7 +131,7 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
     app = Starlette(
         routes=[
             *health.routes(document, registry),
-            *reads.routes(UsageReads(pool), keyring),
+            *reads.routes(UsageReads(pool), keyring, clock),
         ],
         exception_handlers=reads.EXCEPTION_HANDLERS,
     )

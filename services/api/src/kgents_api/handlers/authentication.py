@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from kgents_api.handlers.refusal import Refused
 from kgents_api.model.caller import Caller, FindsKeys
-from kgents_common.keyring import KeyRecord
+from kgents_common.keyring import KeyRecord, presented
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="kgents"'}
 
@@ -24,15 +24,15 @@ class Authentication:
         Raises:
             Refused: 401 without good credentials, 403 without the scope.
         """
-        presented = credential(headers)
-        if not presented:
+        key = presented(headers)
+        if not key:
             raise Refused(
                 401,
                 "send an API key: Authorization: Bearer kg_… or X-API-Key: kg_…",
                 reason="unauthenticated",
                 headers=_CHALLENGE,
             )
-        record = self._keyring.find(presented)
+        record = self._keyring.find(key)
         if record is None:
             raise Refused(
                 401, "these credentials are not known", reason="unauthenticated", headers=_CHALLENGE
@@ -43,11 +43,3 @@ class Authentication:
         if not found.may(scope):
             raise Refused(403, f"these credentials lack the scope {scope}", reason="forbidden")
         return found
-
-
-def credential(headers: Mapping[str, str]) -> str:
-    """What the caller presented, or an empty string."""
-    kind, _, value = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer" and value:
-        return value.strip()
-    return headers.get("x-api-key", "").strip()

@@ -94,7 +94,8 @@ class Deliverer:
         self._loop: asyncio.Task[None] | None = None
         self.breaker = CircuitBreaker(
             "openmeter",
-            threshold=5,
+            # One that fails half of its calls still takes the other half; eight of ten is down.
+            threshold=8,
             window=10,
             rest=timedelta(seconds=1),
             longest_rest=timedelta(seconds=15),

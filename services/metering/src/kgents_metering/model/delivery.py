@@ -67,14 +67,10 @@ def retry_after(value: str | None, now: datetime) -> timedelta | None:
     if not value:
         return None
     try:
-        if value.isdecimal():
-            wait = timedelta(seconds=int(value))
-        else:
-            wait = parsedate_to_datetime(value) - now
+        seconds = int(value) if value.isdecimal() else (parsedate_to_datetime(value) - now).total_seconds()
     except (ValueError, TypeError, OverflowError):
         return None
-    longest = timedelta(hours=1)
-    return timedelta() if wait < timedelta() else longest if wait > longest else wait
+    return timedelta(seconds=min(max(seconds, 0), 3600))
 
 
 def must_verify(events: Sequence[Owed], *, now: datetime, dedupe_window: timedelta) -> bool:

@@ -1,0 +1,44 @@
+"""`python -m kgents_devstack`: `up` keeps a stack running, `demo` runs the main job, `bench` measures."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    """Run one command; 130 after Ctrl-C, with everything it started stopped."""
+    parser = argparse.ArgumentParser(prog="kgents-devstack", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    up = commands.add_parser("up", help="keep the stack running and show what flows")
+    demo = commands.add_parser("demo", help="run the main job and compare all numbers")
+    demo.add_argument("--seed", type=int, default=1)
+    for command in (up, demo):
+        command.add_argument(
+            "--directory", type=Path, help="keep files here instead of a temporary directory"
+        )
+    bench = commands.add_parser("bench", help="measure against bare floors")
+    bench.add_argument("only", nargs="*", help="names of benchmarks; all where none is named")
+    arguments = parser.parse_args()
+    # SIGTERM unwinds like Ctrl-C: whatever was started is stopped on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if arguments.command == "up":
+            from kgents_devstack.up import run_up
+
+            return run_up(arguments.directory)
+        if arguments.command == "demo":
+            from kgents_devstack.demo import run_demo
+
+            return run_demo(seed=arguments.seed, directory=arguments.directory)
+        from kgents_devstack.bench import run_bench
+
+        return run_bench(arguments.only)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Runs the main job and compares what was sent with what stream, ledger and OpenMeter say."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from openmeter import Client
+from rich.console import Console
+from rich.table import Table
+
+from kgents_devstack.demo import traffic
+from kgents_devstack.demo.traffic import Sent
+from kgents_devstack.stack import Stack, StackOptions
+
+TENANT = "acme"
+SDK_EVENTS = 20
+WAIT_SECONDS = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One comparison: both sides, and whether they agree."""
+
+    what: str
+    expected: object
+    found: object
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two are equal."""
+        return self.expected == self.found
+
+
+def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
+    """Two rounds, the second with OpenMeter failing half of its calls; 0 where every number agrees."""
+    console = Console()
+    chosen = directory or Path(tempfile.mkdtemp(prefix="kgents-demo-"))
+    stack = Stack(chosen, StackOptions())
+    try:
+        console.print("starting nats-server, Valkey, Postgres, OpenMeter (stand-in), metering and api …")
+        began = time.monotonic()
+        stack.start()
+        console.print(f"up in {time.monotonic() - began:.1f} s\n")
+        sent = Sent()
+        agreed = _round(console, stack, sent, "all is well", random.Random(seed))
+        stack.openmeter.set_faults(fail_rate=0.5, seed=seed)
+        agreed &= _round(console, stack, sent, "OpenMeter fails half of its calls", random.Random(seed + 1))
+        stack.openmeter.clear_faults()
+    finally:
+        stack.stop()
+        if directory is None:
+            shutil.rmtree(chosen, ignore_errors=True)
+    console.print("[bold green]every number agrees[/]" if agreed else "[bold red]the numbers do not agree[/]")
+    return 0 if agreed else 1
+
+
+def _round(console: Console, stack: Stack, sent: Sent, title: str, roll: random.Random) -> bool:
+    url, key = stack.service("api").url, stack.keys[TENANT]
+    began = time.monotonic()
+    traffic.send_with_openmeter_sdk(sent, url=url, key=key, tenant=TENANT, count=SDK_EVENTS)
+    traffic.send_with_cloudevents_sdk(sent, url=url, key=key, count=SDK_EVENTS)
+    asyncio.run(traffic.send_burst(sent, url=url, key=key, roll=roll))
+    asyncio.run(traffic.publish_directly(sent, url=stack.nats.url, tenant=TENANT))
+    accepted = time.monotonic() - began
+    _wait_until_settled(stack)
+    lines = _compare(stack, sent)
+    _show(console, title, lines)
+    settled = time.monotonic() - began - accepted
+    console.print(f"accepted in {accepted:.1f} s, counted and delivered {settled:.1f} s later\n")
+    return all(line.agrees for line in lines)
+
+
+def _wait_until_settled(stack: Stack) -> None:
+    """Until every message of the stream ended as something and nothing is owed; bounded."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        ledger = ledger_counts(stack.database_url)
+        ended = sum(ledger[name] for name in ("accepted", "duplicate", "conflict", "dead"))
+        if ended >= stream_messages(stack) and ledger["owed"] == 0:
+            return
+        time.sleep(0.2)
+
+
+def stream_messages(stack: Stack) -> int:
+    """Messages in AGENTESE, as the server says."""
+    answer = httpx.get(f"{stack.nats.monitor_url}/jsz?streams=true").json()
+    details = answer["account_details"][0]["stream_detail"]
+    return int(next(s["state"]["messages"] for s in details if s["name"] == "AGENTESE"))
+
+
+def ledger_counts(database_url: str) -> dict[str, int]:
+    """How messages ended, what is owed and what is delivered, as the ledger's tables say."""
+    tables = {
+        "accepted": "event",
+        "duplicate": "duplicate",
+        "conflict": "conflict",
+        "dead": "dead",
+        "owed": "outbox",
+        "delivered": "delivered",
+    }
+    with psycopg.connect(database_url) as connection:
+        found = {}
+        for name, table in tables.items():
+            row = connection.execute(f"select count(*) from metering.{table}".encode()).fetchone()
+            found[name] = int(row[0]) if row else 0
+    return found
+
+
+def _compare(stack: Stack, sent: Sent) -> list[Line]:
+    ledger = ledger_counts(stack.database_url)
+    stats = stack.openmeter.stats()
+    unique = len(sent.unique) + sent.direct["accepted"]
+    return [
+        Line("acknowledged of the good events sent", sent.events, sent.acknowledged),
+        Line("garbage requests refused", sent.garbage, sent.refused),
+        Line("messages in the stream", len(sent.unique) + sum(sent.direct.values()), stream_messages(stack)),
+        Line("repeats recognised at the door", sent.events - len(sent.unique), sent.repeated),
+        Line("repeats recognised by the ledger", sent.direct["duplicate"], ledger["duplicate"]),
+        Line("dead letters", sent.direct["dead"], ledger["dead"]),
+        Line("events counted", unique, ledger["accepted"]),
+        Line("events delivered", unique, ledger["delivered"]),
+        Line("different events OpenMeter has", unique, stats["unique"]),
+        Line("tokens, by our reads (OpenMeter SDK)", sent.tokens, _usage(_reads(stack), "tokens")),
+        Line("tokens, by OpenMeter (OpenMeter SDK)", sent.tokens, _usage(_openmeter(stack), "tokens")),
+        Line("calls, by our reads (OpenMeter SDK)", unique, _usage(_reads(stack), "llm_calls")),
+    ]
+
+
+def _reads(stack: Stack) -> Client:
+    return Client(endpoint=stack.service("metering").url, token=stack.keys[TENANT])
+
+
+def _openmeter(stack: Stack) -> Client:
+    return Client(endpoint=stack.openmeter.url, token=stack.openmeter.token)
+
+
+def _usage(client: Any, slug: str) -> int | Decimal:
+    """A meter's total for the tenant, asked with the official SDK."""
+    answer = client.meters.query_json(slug, subject=[TENANT])
+    total = sum(Decimal(str(row.value)) for row in answer.data)
+    return int(total) if total == int(total) else total
+
+
+def _show(console: Console, title: str, lines: list[Line]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("sent", justify="right")
+    table.add_column("found", justify="right")
+    table.add_column("agree")
+    for line in lines:
+        mark = "[green]yes[/]" if line.agrees else "[bold red]NO[/]"
+        table.add_row(line.what, f"{line.expected:,}", f"{line.found:,}", mark)
+    console.print(table)
