@@ -6,19 +6,6 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
-from kgents_backup.model import moments
-from kgents_backup.model.faults import CorruptError, RefusedError, UnrecoverableError
-from kgents_backup.model.plan import Until
-from kgents_backup.operations.archiving import Archiver
-from kgents_backup.operations.restoring import RestoreReport, prepare, restore
-from kgents_backup.operations.snapshotting import take_snapshot
-from kgents_backup.sinks.replay import without_original_time
-from kgents_backup.sinks.store import Vault
-from kgents_backup.sources.stream import durable_consumers, stream_info
-from kgents_backup.sources.verbatim import VerbatimClient
-
-from kgents_common.clock import SystemClock
-from kgents_common.streams import request
 from tests.backup.streams import (
     STREAM,
     add_consumer,
@@ -29,6 +16,19 @@ from tests.backup.streams import (
     read_all,
     shown,
 )
+
+from kgents_backup.model import moments
+from kgents_backup.model.faults import CorruptError, RefusedError, UnrecoverableError
+from kgents_backup.model.plan import Until
+from kgents_backup.operations.archiving import Archiver
+from kgents_backup.operations.restoring import RestoreReport, prepare, restore
+from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.sinks.replay import without_original_time
+from kgents_backup.sinks.store import Vault
+from kgents_backup.sources.stream import durable_consumers, stream_info
+from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_common.clock import SystemClock
+from kgents_common.streams import request
 
 CLOCK = SystemClock()
 

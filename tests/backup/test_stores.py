@@ -108,7 +108,8 @@ async def test_a_write_that_died_is_not_seen(tmp_path: Path) -> None:
     await store.put("a", b"1")
     (tmp_path / ".unfinished" / "tmpdead").write_bytes(b"half")
     assert [e.key for e in await store.list("")] == ["a"]
-    assert store.discard_unfinished() == 1
+    assert store.discard_unfinished(older_than=datetime.now(UTC) - timedelta(hours=1)) == 0
+    assert store.discard_unfinished(older_than=datetime.now(UTC) + timedelta(hours=1)) == 1
 
 
 async def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:

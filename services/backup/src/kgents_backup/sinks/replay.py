@@ -117,7 +117,7 @@ class Replay:
         if "error" in answer:
             self.stripped += 1
             self.last_sequence -= 1
-            await self._send(message.subject, _without_spoken(headers), message.body)
+            await self._send(message.subject, without_spoken(headers), message.body)
             answer = await self._next_answer()
         self._check(answer)
 
@@ -205,7 +205,8 @@ def _read_headers(headers: bytes) -> tuple[bytes, bool]:
     return identifier, is_spoken
 
 
-def _without_spoken(headers: bytes) -> bytes:
+def without_spoken(headers: bytes) -> bytes:
+    """The header block without what the publisher said to the server, but for the message's id."""
     kept = [
         line
         for line in headers.split(b"\r\n")

@@ -97,9 +97,10 @@ class DirectoryStore:
 
         await self._run(key, remove)
 
-    def discard_unfinished(self) -> int:
-        """Remove what writers that died left behind; only while no other process writes here."""
-        left = list((self.directory / TEMPORARY).glob("*"))
+    def discard_unfinished(self, *, older_than: datetime) -> int:
+        """Remove what writers that died left behind; how many files."""
+        edge = older_than.timestamp()
+        left = [p for p in (self.directory / TEMPORARY).glob("*") if p.stat().st_mtime < edge]
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)

@@ -1,0 +1,289 @@
+"""The composition root: settings become stores, connections, operations and the running service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from nats.errors import Error as NatsError
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+
+from kgents_backup.handlers.schedule import Loop, archive, daily
+from kgents_backup.metrics import Metrics
+from kgents_backup.model.faults import ProtocolError
+from kgents_backup.model.keys import SegmentName
+from kgents_backup.model.ports import NoProgress, Progress
+from kgents_backup.operations.archiving import ArchivePolicy, Archiver
+from kgents_backup.operations.daily import DailyRun
+from kgents_backup.operations.disaster import Region, watch_mirrors
+from kgents_backup.operations.uploading import SegmentUploader
+from kgents_backup.settings import BackupSettings
+from kgents_backup.sinks.announcing import EventAnnouncer
+from kgents_backup.sinks.store import DirectoryStore, Lease, ObjectStore, Sealer, Vault, open_object_store
+from kgents_backup.sinks.store.sealing import load_keys
+from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_common.clock import Clock, SystemClock
+from kgents_common.connection import Connection, connect_options
+from kgents_common.crash import CrashPoints
+from kgents_common.errors import ConfigurationError
+from kgents_common.health import Check, Health, Heartbeat, Probe, Status, routes
+from kgents_common.publisher import Publisher
+from kgents_common.service import Part, serve
+from kgents_common.settings import process_id
+from kgents_common.telemetry import Tracing, new_registry
+
+SERVICE = "backup"
+ARCHIVE_SILENT_SECONDS = 60.0
+
+_log = structlog.get_logger()
+
+
+class StreamClient:
+    """One verbatim client, connected when first wanted, and anew when it was closed for good."""
+
+    def __init__(
+        self, settings: BackupSettings, *, servers: tuple[str, ...] | None = None, name: str
+    ) -> None:
+        self._options = connect_options(settings, name, {"error_cb": _note_error})
+        if servers is not None:
+            self._options["servers"] = list(servers)
+        self._client: VerbatimClient | None = None
+        self._connecting = asyncio.Lock()
+
+    async def __call__(self) -> VerbatimClient:
+        """The connected client.
+
+        Raises:
+            ProtocolError: No server answers now.
+        """
+        async with self._connecting:
+            if self._client is None or self._client.is_closed:
+                client = VerbatimClient()
+                try:
+                    # It would try for ever; whoever asks wants to know.
+                    await asyncio.wait_for(client.connect(**self._options), 10)
+                except (NatsError, OSError, TimeoutError) as error:
+                    raise ProtocolError(
+                        f"nats: {type(error).__name__}", hint="check NATS_SERVERS and that a server runs"
+                    ) from error
+                self._client = client
+        if not self._client.is_connected:
+            raise ProtocolError("nats: not connected")
+        return self._client
+
+    async def start(self) -> None:
+        """Nothing: the first use connects."""
+
+    async def stop(self) -> None:
+        """Close."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+
+class Backup:
+    """Everything that commands and the service share."""
+
+    def __init__(
+        self, settings: BackupSettings, *, progress: Progress | None = None, clock: Clock | None = None
+    ) -> None:
+        """Put together; nothing is connected yet.
+
+        Raises:
+            ConfigurationError: The key file or the off-site URL cannot be used.
+        """
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.owner = process_id()
+        self.progress = progress or NoProgress()
+        self.crash = CrashPoints(settings.crash_at)
+        self.registry: CollectorRegistry = new_registry()
+        self.metrics = Metrics(self.registry)
+        sealer = Sealer(load_keys(settings.key_file) if settings.key_file else ())
+        self.local = Vault(DirectoryStore(settings.directory), sealer)
+        self.offsite = Vault(_offsite(settings), sealer) if settings.offsite_url else None
+        self.client = StreamClient(settings, name="kgent-backup")
+        self.announcer = EventAnnouncer(self.client, self.clock, instance=settings.instance)
+        self.daily = DailyRun(
+            client=self.client,
+            local=self.local,
+            offsite=self.offsite,
+            streams=settings.streams,
+            clock=self.clock,
+            owner=self.owner,
+            local_keep=settings.local_keep,
+            offsite_keep=settings.offsite_keep,
+            metrics=self.metrics,
+            announcer=self.announcer,
+            database_url=settings.database_url.get_secret_value() if settings.database_url else None,
+            drill_nats=settings.drill_nats,
+            drill_directory=settings.directory if settings.drill_nats is None else None,
+            progress=self.progress,
+            crash=self.crash,
+        )
+
+    def vault(self, name: str) -> Vault:
+        """`local` or `offsite`.
+
+        Raises:
+            ConfigurationError: There is no off-site store.
+        """
+        if name == "local":
+            return self.local
+        if self.offsite is None:
+            raise ConfigurationError("there is no off-site store", hint="set KGENTS_BACKUP_OFFSITE_URL")
+        return self.offsite
+
+    def archiver(self, stream: str, uploader: SegmentUploader | None = None) -> tuple[Archiver, Lease]:
+        """An archiver of a stream into the local vault, and the lock it needs."""
+        lease = Lease(self.local.store, f"archive-{stream}", owner=self.owner, clock=self.clock)
+
+        def stored(name: SegmentName, lag_seconds: float) -> None:
+            self.metrics.archive_lag.labels(stream).observe(lag_seconds)
+            self.metrics.segments.labels(stream).inc()
+            if uploader is not None:
+                uploader.add(name)
+
+        archiver = Archiver(
+            self.client,
+            self.local,
+            stream,
+            clock=self.clock,
+            policy=ArchivePolicy(
+                every=timedelta(seconds=self.settings.archive_seconds),
+                segment_bytes=self.settings.segment_bytes,
+            ),
+            check=lease.check,
+            on_segment=stored,
+            crash=self.crash,
+        )
+        return archiver, lease
+
+    async def newest_snapshot(self) -> datetime | None:
+        """When the stream whose newest snapshot is oldest was last copied; None where one never was.
+
+        Raises:
+            StoreError: The local store does not answer.
+        """
+        found: list[datetime] = []
+        for stream in self.settings.streams:
+            snapshots = (await self.local.catalogue(stream)).snapshots
+            if not snapshots:
+                return None
+            self.metrics.last_success.labels(stream).set(snapshots[-1].taken_at.timestamp())
+            found.append(snapshots[-1].taken_at)
+        return min(found)
+
+    def region(self) -> Region | None:
+        """The DR region; None where none is set."""
+        settings = self.settings
+        if not settings.dr_servers:
+            return None
+        return Region(
+            primary=self.client,
+            dr=StreamClient(settings, servers=settings.dr_servers, name="kgent-backup-dr"),
+            primary_domain=settings.primary_domain,
+            dr_domain=settings.dr_domain,
+            streams=settings.streams,
+        )
+
+
+async def run_service(settings: BackupSettings) -> None:
+    """Archive for ever, run once a day, serve health and metrics, until told to stop.
+
+    Raises:
+        ConfigurationError: The process must not start like this.
+    """
+    backup = Backup(settings)
+    health = Health(SERVICE, settings.instance)
+    connection = Connection(settings, name=f"kgent-{SERVICE}")
+    publisher = Publisher(connection)
+    parts: list[Part] = [
+        connection,
+        publisher,
+        backup.client,
+        Heartbeat(health, publisher, backup.clock, every_seconds=settings.heartbeat_seconds),
+    ]
+    uploader: SegmentUploader | None = None
+    if backup.offsite is not None:
+        uploader = SegmentUploader(
+            backup.local.store,
+            backup.offsite.store,
+            on_upload=lambda: backup.metrics.last_upload.set(backup.clock.now().timestamp()),
+        )
+        parts.append(Loop("upload", uploader.run))
+        health.useful["offsite"] = _uploads(uploader)
+        backup.metrics.waiting_uploads.set_function(lambda: float(uploader.waiting))
+    health.needed["nats"] = lambda: (
+        Check(Status.OK) if connection.is_connected else Check(Status.DOWN, "not connected")
+    )
+    for stream in settings.streams:
+        archiver, lease = backup.archiver(stream, uploader)
+        parts.append(Loop(f"archive.{stream}", _archiving(archiver, lease)))
+        health.useful[f"archive.{stream}"] = _archive_probe(archiver, backup.clock)
+        _watch(backup.metrics, stream, archiver)
+    parts.append(
+        Loop(
+            "daily",
+            lambda: daily(
+                backup.daily, at=settings.daily_at, clock=backup.clock, newest=backup.newest_snapshot
+            ),
+        )
+    )
+    region = backup.region()
+    if region is not None:
+        parts.append(Loop("mirrors", lambda: watch_mirrors(region, backup.metrics)))
+    app = Starlette(routes=routes(health, backup.registry))
+    tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
+    await serve(settings=settings, health=health, app=app, parts=parts, tracing=tracing)
+
+
+def _archiving(archiver: Archiver, lease: Lease) -> Callable[[], Coroutine[Any, Any, None]]:
+    return lambda: archive(archiver, lease)
+
+
+def _watch(metrics: Metrics, stream: str, archiver: Archiver) -> None:
+    state = archiver.state
+    metrics.archive_pending.labels(stream).set_function(lambda: float(state.pending))
+    metrics.archive_position.labels(stream).set_function(lambda: float(state.position))
+    metrics.archive_alive.labels(stream).set_function(lambda: state.stored_at)
+
+
+def _archive_probe(archiver: Archiver, clock: Clock) -> Probe:
+    def probe() -> Check:
+        silent = clock.now().timestamp() - archiver.state.stored_at
+        if silent > ARCHIVE_SILENT_SECONDS:
+            return Check(Status.DEGRADED, "has not moved on for a minute, or another instance archives")
+        return Check(Status.OK, f"{archiver.state.pending} messages behind")
+
+    return probe
+
+
+def _uploads(uploader: SegmentUploader) -> Probe:
+    def probe() -> Check:
+        if uploader.last_error:
+            return Check(Status.DEGRADED, f"{uploader.waiting} segments wait")
+        return Check(Status.OK)
+
+    return probe
+
+
+def _offsite(settings: BackupSettings) -> ObjectStore:
+    secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None
+    options = {
+        "endpoint": settings.s3_endpoint,
+        "region": settings.s3_region,
+        "access_key_id": settings.s3_access_key,
+        "secret_access_key": secret,
+    }
+    url = str(settings.offsite_url)
+    given = {name: value for name, value in options.items() if value} if url.startswith("s3") else {}
+    return open_object_store(url, options=given)
+
+
+async def _note_error(error: Exception) -> None:
+    _log.warning("nats.error", error=type(error).__name__)

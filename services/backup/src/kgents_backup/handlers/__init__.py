@@ -1,0 +1,1 @@
+"""Ways in: the clock, and the operator's commands."""

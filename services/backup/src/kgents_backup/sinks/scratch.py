@@ -1,0 +1,121 @@
+"""A nats-server to restore into and throw away: a given one, or one started here; it holds no live stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sysconfig
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from kgents_backup.sources.verbatim import VerbatimClient, connect, connected
+from kgents_common.errors import ConfigurationError, TransientError
+from kgents_common.streams import request
+
+START_SECONDS = 60.0
+
+
+@asynccontextmanager
+async def scratch_server(url: str | None, directory: Path | None = None) -> AsyncIterator[VerbatimClient]:
+    """A client of a scratch server.
+
+    Args:
+        url: A server that is kept for drills (a sidecar): its streams are deleted, before and after.
+        directory: Where a server started here keeps its files, while it lives.
+
+    Raises:
+        ConfigurationError: No URL, and no `nats-server` program beside this Python or on the path.
+        TransientError: The server does not come up.
+    """
+    if url is not None:
+        async with connected({"servers": url, "name": "backup-drill"}) as client:
+            await _empty(client)
+            try:
+                yield client
+            finally:
+                await _empty(client)
+        return
+    program = find_program()
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="drill-", dir=directory))
+    try:
+        async with _started(program, folder) as client:
+            yield client
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def find_program() -> str:
+    """The path of `nats-server`.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise ConfigurationError(
+            "no scratch server to restore into",
+            hint="set KGENTS_DRILL_NATS to one kept for drills, or put nats-server on the path",
+        )
+    return found
+
+
+@asynccontextmanager
+async def _started(program: str, folder: Path) -> AsyncIterator[VerbatimClient]:
+    ports = folder / "ports"
+    ports.mkdir()
+    configuration = folder / "drill.conf"
+    # Nothing in it outlives the drill, so it need not be synced to disk.
+    configuration.write_text(
+        f'server_name: "drill"\nlisten: "127.0.0.1:-1"\nports_file_dir: "{ports}"\nmax_payload: 8MB\n'
+        f'jetstream {{ store_dir: "{folder / "store"}", max_file_store: 1TB, max_memory_store: 64MB }}\n'
+    )
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            program, "-c", str(configuration), stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL
+        )
+    try:
+        url = await _url(ports, process)
+        client = await connect({"servers": url, "name": "backup-drill"})
+        try:
+            yield client
+        finally:
+            await client.close()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), 20)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _url(ports: Path, process: asyncio.subprocess.Process) -> str:
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while process.returncode is None:
+                found = await asyncio.to_thread(_read_ports, ports)
+                if found is not None:
+                    return found
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pass
+    raise TransientError("the scratch server did not come up")
+
+
+def _read_ports(ports: Path) -> str | None:
+    for file in ports.glob("*.ports"):
+        with contextlib.suppress(ValueError, OSError):  # being written
+            return str(json.loads(file.read_text())["nats"][0])
+    return None
+
+
+async def _empty(client: VerbatimClient) -> None:
+    answer = await request(client, "STREAM.NAMES")
+    for name in answer.get("streams") or []:
+        await request(client, f"STREAM.DELETE.{name}")
