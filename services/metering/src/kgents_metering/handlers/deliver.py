@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
-from kgents_common.resilience import CircuitBreaker, CircuitState
+from kgents_common.resilience import CircuitBreaker, CircuitOpenError, CircuitState
 from kgents_common.telemetry import context_from_headers, inject_headers, link_from_headers
 from kgents_common.telemetry.traces import MAX_LINKS
 from kgents_metering.metrics import Metrics
@@ -29,6 +29,7 @@ from kgents_metering.model.delivery import (
     Verdict,
     backoff,
     halves,
+    is_away,
     judge,
     must_verify,
     split,
@@ -94,11 +95,11 @@ class Deliverer:
         self._loop: asyncio.Task[None] | None = None
         self.breaker = CircuitBreaker(
             "openmeter",
-            # One that fails half of its calls still takes the other half; eight of ten is down.
-            threshold=8,
-            window=10,
-            rest=timedelta(seconds=1),
-            longest_rest=timedelta(seconds=15),
+            # A target that fails half of its calls still takes the other half; one in ten is down.
+            threshold=18,
+            window=20,
+            rest=timedelta(seconds=0.5),
+            longest_rest=timedelta(seconds=5),
             on_change=self._circuit_changed,
             clock=clock,
         )
@@ -200,19 +201,21 @@ class Deliverer:
                 return
         await self._outbox.note_attempt(batch)
         self._crash_points.reach("deliver.before_send")
-        is_probe = self.breaker.admit()
+        try:
+            is_probe = self.breaker.admit()
+        except CircuitOpenError:
+            return  # it opened while this batch was being prepared; what is owed stays due
         try:
             answer = await self._send(batch)
         except BaseException:
             self.breaker.release(is_probe)
             raise
         self._crash_points.reach("deliver.after_send")
-        verdict = judge(answer)
-        if verdict is Verdict.RETRY:
+        if is_away(answer):
             self.breaker.failed(is_probe)
         else:
             self.breaker.succeeded(is_probe)
-        await self._settle(batch, answer, verdict)
+        await self._settle(batch, answer, judge(answer))
 
     async def _settle(self, batch: Sequence[Owed], answer: Answer, verdict: Verdict) -> None:
         if verdict is Verdict.DELIVERED:

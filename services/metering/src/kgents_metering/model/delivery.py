@@ -17,7 +17,7 @@ from kgents_metering.model.wire import Owed
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 900_000
 FIRST_BACKOFF = timedelta(seconds=0.5)
-LONGEST_BACKOFF = timedelta(seconds=60)
+LONGEST_BACKOFF = timedelta(seconds=15)
 PAUSE = timedelta(seconds=30)
 # Past the target's deduplication window a repeated event counts twice; we stop relying on it a day early.
 DEDUPE_MARGIN = timedelta(days=1)
@@ -53,6 +53,11 @@ def judge(answer: Answer) -> Verdict:
     if answer.status in (401, 403, 404):
         return Verdict.PAUSE
     return Verdict.RETRY
+
+
+def is_away(answer: Answer) -> bool:
+    """Whether the target seems to be down; one that asks us to slow down (429) is not."""
+    return answer.status == 0 or answer.status >= 500 or answer.status == 408
 
 
 def backoff(attempts: int, answer: Answer, roll: random.Random) -> timedelta:
