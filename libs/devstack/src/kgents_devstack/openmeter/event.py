@@ -75,8 +75,8 @@ def decode(body: bytes, content_type: str | None, *, version: str) -> Sequence[E
     try:
         body.decode()
         found = _DECODERS[version, is_batch].decode(body)
-    except UnicodeDecodeError:
-        _malformed("invalid UTF-8")
+    except (UnicodeDecodeError, RecursionError):
+        _malformed("invalid UTF-8, or nested too deep")
     except msgspec.ValidationError as error:
         _explain(body, is_batch, kind, version, str(error))
     except msgspec.DecodeError as error:

@@ -149,6 +149,6 @@ def _count(body: bytes) -> int:
     """How many events a refused request had, as far as one can say."""
     try:
         document = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
     return len(document) if isinstance(document, list) else 1

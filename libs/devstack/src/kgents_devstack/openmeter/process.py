@@ -46,6 +46,7 @@ class OpenMeterStandIn(Server):
         self._dedupe_window_seconds = dedupe_window_seconds
         self._arithmetic = arithmetic
         self._has_started = False
+        self._client: httpx.Client | None = None
 
     @property
     def url(self) -> str:
@@ -90,13 +91,19 @@ class OpenMeterStandIn(Server):
     def _control(
         self, method: str, name: str, document: object = None, query: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        with httpx.Client(base_url=self.url, timeout=CONTROL_SECONDS, trust_env=False) as client:
-            answer = client.request(method, f"/_control/{name}", params=query, json=document)
+        answer = self._http.request(method, f"/_control/{name}", params=query, json=document)
         if answer.status_code == httpx.codes.BAD_REQUEST:
             raise ValueError(answer.json()["detail"])
         answer.raise_for_status()
         found: dict[str, Any] = answer.json()
         return found
+
+    @property
+    def _http(self) -> httpx.Client:
+        """One client for its whole life: making one costs more than what it is asked here."""
+        if self._client is None:
+            self._client = httpx.Client(base_url=self.url, timeout=CONTROL_SECONDS, trust_env=False)
+        return self._client
 
     @property
     def _journal(self) -> Path:
@@ -120,6 +127,6 @@ class OpenMeterStandIn(Server):
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/healthz", timeout=2, trust_env=False).status_code == httpx.codes.OK
+            return self._http.get("/healthz", timeout=2).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False

@@ -54,7 +54,7 @@ def decode(data: bytes) -> object:
     """An event's `data`; None where there is none, or none that can be read."""
     try:
         return _ANY.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
 
 
