@@ -188,6 +188,21 @@ def test_minutes_and_months(asked: httpx.Client) -> None:
     assert short(months) == [("2026-03-01T05:00:00Z", "2026-04-01T04:00:00Z", 9)]
 
 
+def test_months_are_as_long_as_they_are(openmeter: OpenMeterStandIn, openmeter_http: httpx.Client) -> None:
+    """A short month and the turn of the year, in the month in which New York's clocks go forward too."""
+    declare(openmeter_http, slug="n", eventType="t", aggregation="COUNT")
+    times = ["2025-12-31T23:59:59Z", "2026-02-28T23:00:00Z", "2026-03-01T04:59:59Z", "2026-03-31T23:00:00Z"]
+    ingest(openmeter_http, [(at, "acme", None) for at in times], "t")
+
+    found = rows(openmeter_http, "n", windowSize="MONTH", windowTimeZone="America/New_York")
+
+    assert short(found) == [
+        ("2025-12-01T05:00:00Z", "2026-01-01T05:00:00Z", 1),
+        ("2026-02-01T05:00:00Z", "2026-03-01T05:00:00Z", 2),
+        ("2026-03-01T05:00:00Z", "2026-04-01T04:00:00Z", 1),
+    ]
+
+
 def test_windows_without_a_value_are_left_out(asked: httpx.Client) -> None:
     """COUNT has a row where SUM has none: the events there have no number."""
     window = {"windowSize": "MINUTE", "start": "2026-03-29T22:00:30Z", "to": "2026-03-29T22:01:00Z"}

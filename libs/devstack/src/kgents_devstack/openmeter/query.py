@@ -96,6 +96,7 @@ def evaluate(meter: Meter, query: Query, events: Iterable[StoredEvent], *, exact
     wanted = None if query.subjects is None else frozenset(query.subjects)
     paths = {key: meter.group_path(key) for key in {*keys, *query.filters}}
     value_path = meter.value_path
+    looks_inside = bool(paths) or value_path is not None
     window = None if query.window_size is None else windower(query.window_size, query.zone)
     start, end = _limits(meter, query)
     buckets: dict[tuple[int, int, str | None, tuple[str, ...]], _Bucket] = {}
@@ -105,7 +106,7 @@ def evaluate(meter: Meter, query: Query, events: Iterable[StoredEvent], *, exact
             continue
         if wanted is not None and event.subject not in wanted:
             continue
-        document = decode(event.data)
+        document = decode(event.data) if looks_inside else None
         texts = {key: text_at(document, path) or "" for key, path in paths.items()}
         if not all(passes(texts[key]) for key, tests in query.filters.items() for passes in tests):
             continue
