@@ -91,7 +91,7 @@ async def _promote(backup: Backup, arguments: Arguments) -> int:
             )
             print(
                 f"{one.stream}: promoted by {done.how}; mirrored to {done.mirrored_to}; {done.known_lost}"
-                f" acknowledged messages had not reached the mirror, {done.recovered} are back from the archive"
+                f" acknowledged messages had not reached the mirror, {done.recovered} of them are back"
             )
             for name in done.consumers:
                 print(f"  consumer {name} made where it stood in the archive")

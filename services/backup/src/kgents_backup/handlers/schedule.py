@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime, time, timedelta
 from typing import Any
 
 import structlog
 
+from kgents_backup.cancelling import cancelled
 from kgents_backup.model.faults import LockedError
 from kgents_backup.operations.archiving import Archiver
 from kgents_backup.operations.daily import DailyRun
@@ -39,10 +39,7 @@ class Loop:
 
     async def stop(self) -> None:
         """Cancel, and wait for the end."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancelled(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -121,7 +121,9 @@ class Archiver:
             await self.flush()
             await self._begin(client)
         assert self._reader is not None  # noqa: S101 `_begin` made it
-        messages = await self._reader.batch(wait_seconds=self._patience())
+        # Never less than two of the largest messages: a smaller batch could give none at all.
+        room = max(2 * client.max_payload, self._policy.segment_bytes - self._held_bytes)
+        messages = await self._reader.batch(limit_bytes=room, wait_seconds=self._patience())
         if messages and not self._held:
             self._held_since = self._clock.monotonic()
         self._held += messages

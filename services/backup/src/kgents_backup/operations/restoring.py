@@ -106,10 +106,12 @@ async def prepare(
             raise UnrecoverableError(f"{stream} has no line {line}", hint="see `list`")
     else:
         opened: dict[Line, datetime] = {}
-        for known in catalogue.lines:
+        for known, known_files in catalogue.lines.items():
             record = await vault.line(stream, known)
             if record is not None:
                 opened[known] = datetime.fromisoformat(record.opened_at)
+            elif known_files.snapshots:
+                opened[known] = known_files.snapshots[0].taken_at
         files = choose_line(catalogue, until, opened)
     sizes = await vault.sizes(files.snapshots)
     avoided: list[str] = []

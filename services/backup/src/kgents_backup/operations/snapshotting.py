@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 from nats.aio.client import Client
 
+from kgents_backup.cancelling import cancelled
 from kgents_backup.model import moments
 from kgents_backup.model.documents import FORMAT, PartRecord, SnapshotManifest
 from kgents_backup.model.faults import StoreError
@@ -125,9 +126,7 @@ async def _store_parts(
                 await task
         await asyncio.gather(receiving, storing)
     finally:
-        for task in (receiving, storing):
-            task.cancel()
-        await asyncio.gather(receiving, storing, return_exceptions=True)
+        await cancelled(receiving, storing)
     return records
 
 

@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 import structlog
 
+from kgents_backup.cancelling import cancelled
 from kgents_backup.model.faults import LockedError, StoreError
 from kgents_backup.model.keys import lock_key
 from kgents_backup.model.ports import Store
@@ -93,10 +94,7 @@ class Lease:
 
     async def release(self) -> None:
         """Let go; where the store is away, the lease runs out by itself."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._renewing
+        await cancelled(self._renewing)
         is_mine = self._clock.monotonic() < self._held_until
         self._held_until = 0.0
         if is_mine:
