@@ -38,7 +38,7 @@ class ConsumerSpec:
     name: str
     filter_subject: str
     description: str
-    ack_wait: timedelta = timedelta(seconds=60)
+    ack_wait: timedelta = timedelta(seconds=20)
     max_ack_pending: int = 4096
 
     def config(self) -> dict[str, Any]:

@@ -197,7 +197,7 @@ class Faults:
             if switch is None:
                 continue
             if name in _LOOKING:
-                if scope == "ingest" and switch.count != 0:
+                if scope == "ingest":
                     looking.append(Fault(name, switch))
             elif self._fires(name, switch, scope):
                 fault = self._mixed(switch) if isinstance(switch, FailRate) else Fault(name, switch)

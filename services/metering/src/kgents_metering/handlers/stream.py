@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,9 @@ from kgents_metering.metrics import Metrics
 from kgents_metering.model.event import Dead, Event, Message, classify
 from kgents_metering.sinks.ledger.apply import Outcome
 
-# Batches taken from the stream and not yet committed: while one commits, the next is fetched and classified.
+# Batches under way at once: while Postgres works on one, the other is classified or acknowledged. They may
+# commit in either order, as those of two processes do; keys decide what counts.
+WORKERS = 2
 WAITING_BATCHES = 1
 FIRST_RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 10.0
@@ -41,7 +42,7 @@ class AppliesBatches(Protocol):
 
 
 class Applier:
-    """Takes batches from the broker and applies them one after the other.
+    """Takes batches from the broker and applies them, two at a time.
 
     Args:
         epoch: The stream's creation time, as far as known now.
@@ -70,21 +71,20 @@ class Applier:
         self._crash_points = crash_points
         self._on_applied = on_applied
         self._queue: asyncio.Queue[list[Msg]] = asyncio.Queue(WAITING_BATCHES)
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: list[asyncio.Task[None]] = []
         self._is_stopping = False
 
     async def start(self) -> None:
         """Begin to apply what is handed in."""
-        self._worker = asyncio.create_task(self._work(), name="apply")
+        self._workers = [asyncio.create_task(self._work(), name=f"apply.{n}") for n in range(WORKERS)]
 
     async def stop(self) -> None:
         """Take no more, apply and acknowledge what was taken."""
         self._is_stopping = True
         await self._queue.join()
-        if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def handle(self, messages: list[Msg]) -> None:
         """The broker's door: hand a batch in; waits while one is waiting already."""

@@ -18,7 +18,7 @@ MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 900_000
 FIRST_BACKOFF = timedelta(seconds=0.5)
 LONGEST_BACKOFF = timedelta(seconds=15)
-PAUSE = timedelta(seconds=30)
+PAUSE = timedelta(seconds=15)
 # Past the target's deduplication window a repeated event counts twice; we stop relying on it a day early.
 DEDUPE_MARGIN = timedelta(days=1)
 

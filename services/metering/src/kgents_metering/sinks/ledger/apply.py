@@ -23,12 +23,12 @@ from kgents_metering.sinks.ledger.rollups import add_rollup
 # the first of the stream counts.
 _COUNT = """
 with input as materialized (
-    select t.*, nextval('metering.event_n') as n
-    from unnest(%(key)s::bytea[], %(payload_hash)s::bytea[], %(tenant)s::text[], %(type)s::text[],
-                %(source)s::text[], %(id)s::text[], %(time)s::timestamptz[], %(stored_at)s::timestamptz[],
-                %(epoch)s::timestamptz[], %(seq)s::bigint[], %(data)s::text[], %(traceparent)s::text[])
-         with ordinality as t (key, payload_hash, tenant, type, source, id, time, stored_at, epoch, seq, data,
-                               traceparent, place)
+    select t.place, decode(t.key, 'hex') as key, decode(t.payload_hash, 'hex') as payload_hash, t.tenant,
+           t.type, t.source, t.id, t.time, t.stored_at, t.epoch, t.seq, t.data, t.traceparent,
+           nextval('metering.event_n') as n
+    from json_to_recordset(%(events)s::json) as t (
+        place integer, key text, payload_hash text, tenant text, type text, source text, id text,
+        time timestamptz, stored_at timestamptz, epoch timestamptz, seq bigint, data text, traceparent text)
 ), fresh as (
     insert into metering.seen (key, n, payload_hash)
     select key, n, payload_hash from input order by place
@@ -67,6 +67,7 @@ _CURSOR = """
 insert into metering.cursor as c (stream, epoch, applied) values (%s, %s, %s::int8multirange)
 on conflict (stream, epoch) do update set applied = c.applied + excluded.applied
 """
+_ENCODER = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +136,7 @@ class Ledger:
         rows = await (
             await connection.execute(
                 _COUNT,
-                {
-                    "target": self._target,
-                    "key": [e.key for e in events],
-                    "payload_hash": [e.payload_hash for e in events],
-                    "tenant": [e.tenant for e in events],
-                    "type": [e.type for e in events],
-                    "source": [e.source for e in events],
-                    "id": [e.id for e in events],
-                    "time": [e.time for e in events],
-                    "stored_at": [e.message.stored_at for e in events],
-                    "epoch": [e.message.epoch for e in events],
-                    "seq": [e.message.seq for e in events],
-                    "data": [e.data.decode() for e in events],
-                    "traceparent": [_sampled(e.message.headers) for e in events],
-                },
+                {"target": self._target, "events": _ENCODER.encode(_rows(events)).decode()},
             )
         ).fetchall()
         return dict(rows)
@@ -241,6 +228,28 @@ def as_multirange(sequences: Iterable[int]) -> str:
         else:
             ranges.append([seq, seq + 1])
     return "{" + ",".join(f"[{start},{end})" for start, end in ranges) + "}"
+
+
+def _rows(events: Sequence[Event]) -> list[dict[str, object]]:
+    """Events as one JSON document: a tenth of what arrays of parameters cost to write."""
+    return [
+        {
+            "place": place,
+            "key": event.key.hex(),
+            "payload_hash": event.payload_hash.hex(),
+            "tenant": event.tenant,
+            "type": event.type,
+            "source": event.source,
+            "id": event.id,
+            "time": event.time,
+            "stored_at": event.message.stored_at,
+            "epoch": event.message.epoch,
+            "seq": event.message.seq,
+            "data": event.data.decode(),
+            "traceparent": _sampled(event.message.headers),
+        }
+        for place, event in enumerate(events, 1)
+    ]
 
 
 def _columns(rows: Sequence[Sequence[object]]) -> list[list[object]]:

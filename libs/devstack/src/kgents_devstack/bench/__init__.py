@@ -1,0 +1,34 @@
+"""Benchmarks: each a ratio against a bare floor measured in the same run, interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from kgents_devstack.bench.apply import measure_apply
+from kgents_devstack.bench.door import measure_door
+from kgents_devstack.bench.freshness import measure_freshness
+from kgents_devstack.bench.report import Figure, show
+
+BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
+    "apply": measure_apply,
+    "door": measure_door,
+    "freshness": measure_freshness,
+}
+
+
+def run_bench(only: list[str]) -> int:
+    """Run the named benchmarks, or all; 1 where a figure misses its target, 2 for an unknown name."""
+    unknown = set(only) - set(BENCHMARKS)
+    if unknown:
+        print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
+        return 2
+    console = Console()
+    figures: list[Figure] = []
+    for name, measure in BENCHMARKS.items():
+        if not only or name in only:
+            console.print(f"measuring {name} …")
+            figures += measure()
+    show(console, figures)
+    return 0 if all(figure.is_met for figure in figures) else 1

@@ -1,0 +1,89 @@
+"""The door beside its floor: a raw ASGI app on the same server that decodes, publishes and awaits the ack.
+
+Both get the same requests from the same load generator in turns, so that only the ratio counts. The generator
+is a plain asyncio client in a process of its own; it shares the machine with what it measures.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import msgspec
+
+from kgents_devstack.bench.report import Figure
+from kgents_devstack.bench.system import running
+from kgents_devstack.services import ServiceProcess
+from kgents_devstack.stack import Stack
+
+CONNECTIONS = 50
+SECONDS = 5.0
+ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a round of load found."""
+
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+def measure_door() -> list[Figure]:
+    """Single events and batches of a hundred."""
+    with running(services=("api",)) as stack:
+        floor = ServiceProcess(
+            "floor",
+            stack.directory / "floor",
+            {"NATS_SERVERS": stack.nats.url},
+            module="kgents_devstack.bench.floor",
+        )
+        with floor:
+            single = _rounds(stack, floor.url, 1)
+            batch = _rounds(stack, floor.url, 100)
+    return [
+        Figure("door: floor, single events", single[0].per_second, "req/s"),
+        Figure("door: single events", single[1].per_second, "req/s"),
+        Figure("door: ratio, single events", single[1].per_second / single[0].per_second, "×", target=0.6),
+        Figure("door: floor p99, single events", single[0].p99_ms, "ms"),
+        Figure("door: p99, single events", single[1].p99_ms, "ms"),
+        Figure("door: ratio of p99", single[1].p99_ms / single[0].p99_ms, "×", target=2.5, at_most=True),
+        Figure("door: floor, batches of 100", batch[0].per_second * 100, "events/s"),
+        Figure("door: batches of 100", batch[1].per_second * 100, "events/s"),
+        Figure("door: ratio, batches of 100", batch[1].per_second / batch[0].per_second, "×", target=0.6),
+    ]
+
+
+def _rounds(stack: Stack, floor_url: str, batch: int) -> tuple[Load, Load]:
+    """Medians of the floor and of the door, in turns."""
+    key = stack.keys["acme"]
+    floors, doors = [], []
+    for _ in range(ROUNDS):
+        floors.append(_load(f"{floor_url}/v1/events", key, batch))
+        doors.append(_load(f"{stack.service('api').url}/v1/events", key, batch))
+    return _median(floors), _median(doors)
+
+
+def _load(url: str, key: str, batch: int) -> Load:
+    """One round, by a generator in a process of its own."""
+    answer = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "kgents_devstack.bench.load", url, key),
+            *(str(batch), str(CONNECTIONS if batch == 1 else 8), str(SECONDS)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return msgspec.json.decode(answer.stdout, type=Load)
+
+
+def _median(loads: list[Load]) -> Load:
+    return Load(
+        statistics.median(load.per_second for load in loads),
+        statistics.median(load.p50_ms for load in loads),
+        statistics.median(load.p99_ms for load in loads),
+    )

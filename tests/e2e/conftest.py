@@ -1,0 +1,150 @@
+"""A whole system for each test: real servers, both services as processes, OpenMeter's stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import nats
+import psycopg
+import pytest
+
+from kgents_devstack.demo.run import ledger_counts, stream_messages
+from kgents_devstack.servers import PostgresServer
+from kgents_devstack.services import ServiceProcess
+from kgents_devstack.stack import Stack, StackOptions
+
+BATCH = "application/cloudevents-batch+json"
+
+
+@dataclass
+class System:
+    """A running stack, and what was acknowledged by it."""
+
+    stack: Stack
+    acknowledged: dict[str, int] = field(default_factory=dict)
+
+    def post(self, count: int, *, tenant: str = "acme", events: list[dict[str, Any]] | None = None) -> None:
+        """Send events through the door in batches of 100; remembers what was acknowledged."""
+        made = events or [make_event() for _ in range(count)]
+        headers = {"authorization": f"Bearer {self.stack.keys[tenant]}", "content-type": BATCH}
+        with httpx.Client(base_url=self.stack.service("api").url, timeout=30) as client:
+            for start in range(0, len(made), 100):
+                batch = made[start : start + 100]
+                client.post(
+                    "/v1/events", content=msgspec.json.encode(batch), headers=headers
+                ).raise_for_status()
+                self.acknowledged |= {event["id"]: event["data"]["tokens"] for event in batch}
+
+    def ledger(self) -> dict[str, int]:
+        """How messages ended."""
+        return ledger_counts(self.stack.database_url)
+
+    def settle(self, timeout_seconds: float = 90) -> None:
+        """Until every message ended and nothing is owed."""
+        wait_for(
+            self._is_settled, timeout_seconds, lambda: f"{self.ledger()} of {stream_messages(self.stack)}"
+        )
+
+    def _is_settled(self) -> bool:
+        counts = self.ledger()
+        ended = sum(counts[name] for name in ("accepted", "duplicate", "conflict", "dead"))
+        return ended >= stream_messages(self.stack) and counts["owed"] == 0
+
+    def tokens_in_ledger(self) -> int:
+        """What the rollups of the meter `tokens` add up to."""
+        with psycopg.connect(self.stack.database_url) as connection:
+            row = connection.execute(
+                "select coalesce(sum(r.sum), 0) from metering.rollup r join metering.meter m on m.id = r.meter"
+                " where m.slug = 'tokens'"
+            ).fetchone()
+        return int(row[0]) if row else 0
+
+    def check_exact(self) -> None:
+        """Ledger and OpenMeter hold exactly what was acknowledged: zero lost, zero doubled."""
+        counts = self.ledger()
+        assert counts["accepted"] == len(self.acknowledged)
+        assert counts["delivered"] == len(self.acknowledged)
+        assert self.tokens_in_ledger() == sum(self.acknowledged.values())
+        assert self.stack.openmeter.stats()["unique"] == len(self.acknowledged)
+
+
+def make_event(**changes: Any) -> dict[str, Any]:
+    """A good event with an id of its own."""
+    return {
+        "specversion": "1.0",
+        "id": uuid.uuid4().hex,
+        "source": "agents/a1",
+        "type": "llm.tokens",
+        "data": {"tokens": 7, "model": "small-1", "direction": "in"},
+        **changes,
+    }
+
+
+def wait_for(
+    condition: Callable[[], bool], timeout_seconds: float = 60, state: Callable[[], object] = lambda: ""
+) -> None:
+    """Until the condition holds; bounded."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_seconds} s: {state()}")
+        time.sleep(0.1)
+
+
+async def publish_directly(url: str, events: list[dict[str, Any]], tenant: str = "acme") -> None:
+    """Straight to NATS, under the events' own types."""
+    client = await nats.connect(url)
+    jetstream = client.jetstream()
+    for event in events:
+        await jetstream.publish(f"agentese.{tenant}.{event['type']}", msgspec.json.encode(event))
+    await client.close()
+
+
+def run(coroutine: Any) -> Any:
+    """For tests that are not coroutines themselves: starting processes belongs on the main thread."""
+    return asyncio.run(coroutine)
+
+
+@pytest.fixture
+def make_system(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., System]]:
+    """Starts systems on the session's Postgres, each with a database of its own."""
+    made: list[tuple[Stack, Path, str]] = []
+
+    def start(**options: Any) -> System:
+        name = f"e2e_{uuid.uuid4().hex[:10]}"
+        monkeypatch.setenv("DATABASE_URL", postgres_server.create_database(name))
+        directory = Path(tempfile.mkdtemp(prefix="kgents-e2e-"))
+        stack = Stack(directory, StackOptions(**options))
+        made.append((stack, directory, name))
+        return System(stack.start())
+
+    yield start
+    for stack, directory, name in made:
+        stack.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+        postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def system(make_system: Callable[..., System]) -> System:
+    """A system as `make up` starts it."""
+    return make_system()
+
+
+def restarted(system: System, name: str = "metering") -> ServiceProcess:
+    """Start a service that ended, without its crash point."""
+    service = system.stack.service(name)
+    service.environment.pop("KGENTS_CRASH_AT", None)
+    return service.start()

@@ -1,0 +1,62 @@
+"""kill -9 of metering at any point, then a restart: exactly what was acknowledged is counted and delivered."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import System, restarted
+
+POINTS = [
+    "apply.before_commit",
+    "apply.after_commit",
+    "apply.after_ack",
+    "deliver.before_send",
+    "deliver.after_send",
+    "deliver.after_mark",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_at_a_named_point(make_system: Callable[..., System], point: str) -> None:
+    """Rule: ledger, rollups, outbox and cursor commit together, the ack follows; a resend is recognised (P2)."""
+    system = make_system(environment={"metering": {"KGENTS_CRASH_AT": f"{point}:2"}})
+    for _ in range(3):
+        system.post(300)
+        time.sleep(0.3)
+    metering = system.stack.service("metering")
+    try:
+        metering.wait(30)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"the point {point} was never reached twice: {metering.log_tail(5)}")
+    restarted(system)
+    system.post(200)
+    system.settle(120)
+    system.check_exact()
+
+
+def kill_at_random(system: System, roll: random.Random, kills: int) -> None:
+    for _ in range(kills):
+        system.post(roll.randrange(50, 400))
+        time.sleep(roll.uniform(0.0, 0.4))
+        system.stack.service("metering").kill()
+        system.post(roll.randrange(50, 200))
+        restarted(system)
+    system.settle(150)
+    system.check_exact()
+
+
+def test_at_random_moments(system: System) -> None:
+    """Rule: whatever it was doing, nothing is lost and nothing counts twice."""
+    kill_at_random(system, random.Random(7), 5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_at_two_hundred_random_moments(system: System) -> None:
+    """Rule: the same, two hundred times in a row."""
+    kill_at_random(system, random.Random(11), 200)
