@@ -209,6 +209,7 @@ def test_windows_without_a_value_are_left_out(asked: httpx.Client) -> None:
 
     assert short(rows(asked, "sum", **window)) == []
     assert [row["value"] for row in rows(asked, "count", **window)] == [3]
+    assert rows(asked, "unique_count", start="2026-03-29T22:00:00Z", to="2026-03-29T22:00:30Z") == []
 
 
 def test_subject_filters_and_groups(asked: httpx.Client) -> None:
