@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from kgents_backup.model.segment import Message
+from kgents_backup.operations.archiving import Archiver
+from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.messages import MessageReader
 from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_common.clock import SystemClock
 from kgents_common.streams import request
 
 STREAM = "AGENTESE"
@@ -98,6 +101,18 @@ async def consume(
     await client.flush()
     await subscription.unsubscribe()
     return [message.metadata.sequence.stream for message in messages]
+
+
+async def archive(client: VerbatimClient, vault: Vault, stream: str = STREAM) -> int:
+    """Archive everything the stream holds now; the last sequence stored."""
+
+    async def give() -> VerbatimClient:
+        return client
+
+    archiver = Archiver(give, vault, stream, clock=SystemClock())
+    last = await archiver.catch_up()
+    await archiver.close()
+    return last
 
 
 def shown(messages: Sequence[Message]) -> list[tuple[int, str, bytes, bytes]]:

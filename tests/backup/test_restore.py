@@ -9,6 +9,7 @@ import pytest
 from tests.backup.streams import (
     STREAM,
     add_consumer,
+    archive,
     consume,
     delete,
     fill,
@@ -20,7 +21,6 @@ from tests.backup.streams import (
 from kgents_backup.model import moments
 from kgents_backup.model.faults import CorruptError, RefusedError, UnrecoverableError
 from kgents_backup.model.plan import Until
-from kgents_backup.operations.archiving import Archiver
 from kgents_backup.operations.restoring import RestoreReport, prepare, restore
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.sinks.replay import without_original_time
@@ -31,18 +31,6 @@ from kgents_common.clock import SystemClock
 from kgents_common.streams import request
 
 CLOCK = SystemClock()
-
-
-async def archive(client: VerbatimClient, vault: Vault) -> Archiver:
-    """Archive everything the stream holds now."""
-
-    async def give() -> VerbatimClient:
-        return client
-
-    archiver = Archiver(give, vault, STREAM, clock=CLOCK)
-    await archiver.catch_up()
-    await archiver.close()
-    return archiver
 
 
 async def lose_and_restore(

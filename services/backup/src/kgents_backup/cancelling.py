@@ -18,6 +18,6 @@ async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
-    for task in tasks:
-        if task is not None and not task.cancelled():
-            task.exception()  # seen, so that nobody complains that it was not
+    for ended in tasks:
+        if ended is not None and not ended.cancelled():
+            ended.exception()  # seen, so that nobody complains that it was not

@@ -37,8 +37,11 @@ class ObjectStore:
     then both believe they were first, so such a bucket should have one writer.
     """
 
-    def __init__(self, client: _Client, *, name: str = "offsite", call_seconds: float = CALL_SECONDS) -> None:
+    def __init__(
+        self, client: _Client, *, name: str = "offsite", url: str = "", call_seconds: float = CALL_SECONDS
+    ) -> None:
         self.name = name
+        self.url = url
         self._client = client
         self._seconds = call_seconds
 
@@ -152,4 +155,4 @@ def open_object_store(
             f"the off-site store cannot be opened: {str(error).splitlines()[0]}",
             hint="set KGENTS_BACKUP_OFFSITE_URL to s3://bucket/prefix, gs://… or az://…",
         ) from error
-    return ObjectStore(cast("_Client", store), name=name, call_seconds=call_seconds)
+    return ObjectStore(cast("_Client", store), name=name, url=url, call_seconds=call_seconds)

@@ -1,0 +1,226 @@
+"""The daily run and the running service: what is stored, what is said on EVENTS, what a failure leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.backup.streams import archive, fill, read_all, until
+
+from kgents_backup.app import Backup
+from kgents_backup.handlers.schedule import next_run
+from kgents_backup.model import segment
+from kgents_backup.model.faults import LockedError
+from kgents_backup.operations.verifying import verify
+from kgents_backup.settings import BackupSettings
+from kgents_backup.sinks.store import ObjectStore
+from kgents_backup.sinks.store.sealing import new_key
+from kgents_backup.sources.verbatim import VerbatimClient, connected
+from kgents_common import streams
+from kgents_common.streams import request
+from kgents_devstack.servers import NatsServer, S3Server, free_port
+
+
+def settings_for(url: str, directory: Path, **more: object) -> BackupSettings:
+    """Settings of a backup into `directory`."""
+    values: dict[str, object] = {"nats_servers": url, "directory": directory, "instance": "test"}
+    return BackupSettings(**(values | more))  # type: ignore[arg-type]
+
+
+def offsite(server: S3Server, store: ObjectStore) -> dict[str, object]:
+    """The settings of an off-site store."""
+    return {
+        "offsite_url": store.url,
+        "s3_endpoint": server.endpoint,
+        "s3_access_key": server.access_key,
+        "s3_secret_key": server.secret_key,
+        "s3_region": "us-east-1",
+    }
+
+
+@asynccontextmanager
+async def opened(settings: BackupSettings) -> AsyncIterator[Backup]:
+    backup = Backup(settings)
+    try:
+        yield backup
+    finally:
+        await backup.client.stop()
+
+
+async def facts(client: VerbatimClient) -> dict[str, list[dict[str, object]]]:
+    """What was said on `events.backup.>`, by kind."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for message in await read_all(client, "EVENTS"):
+        if message.subject.startswith("events.backup."):
+            event = json.loads(message.body)
+            assert event["type"] == message.subject.replace("events.", "", 1)
+            found.setdefault(message.subject.removeprefix("events.backup."), []).append(event["data"])
+    return found
+
+
+@pytest.fixture
+async def client(client: VerbatimClient) -> VerbatimClient:
+    """Our two streams and their consumers, with a few messages."""
+    await streams.apply(client, await streams.plan(client))
+    await fill(client, 300)
+    return client
+
+
+async def test_a_daily_run_stores_uploads_drills_and_says_so(
+    client: VerbatimClient, nats_url: str, tmp_path: Path, s3_server: S3Server, s3_store: ObjectStore
+) -> None:
+    """Rule: both streams are copied, read back, off-site, restored into a scratch server and compared."""
+    async with opened(settings_for(nats_url, tmp_path, **offsite(s3_server, s3_store))) as backup:
+        outcome = await backup.daily.run()
+        assert outcome.failures == {}
+        assert set(outcome.snapshots) == {"AGENTESE", "EVENTS"}
+        assert outcome.drills == {"AGENTESE": True, "EVENTS": True}
+        for vault in (backup.local, backup.vault("offsite")):
+            catalogue = await vault.catalogue("AGENTESE")
+            assert [s.id for s in catalogue.snapshots] == [outcome.snapshots["AGENTESE"]]
+            assert catalogue.newest is not None
+            assert catalogue.newest.verified == set(catalogue.snapshots)
+        value = backup.registry.get_sample_value
+        assert value("kgents_backup_last_success_timestamp_seconds", {"stream": "AGENTESE"})
+        assert value("kgents_backup_s3_last_upload_timestamp_seconds")
+        assert value("kgents_backup_drill_last_passed_timestamp_seconds", {"stream": "EVENTS"})
+    said = await facts(client)
+    assert set(said) == {"snapshot.completed", "verify.passed", "drill.passed", "run.completed"}
+    assert said["drill.passed"][0]["compared"] == 300
+
+
+async def test_a_backup_that_lost_a_message_fails_its_drill(
+    client: VerbatimClient, nats_url: str, tmp_path: Path
+) -> None:
+    """Rule: the drill compares with the live stream, so a backup that is whole but wrong does not pass."""
+    async with opened(settings_for(nats_url, tmp_path, streams="AGENTESE")) as backup:
+        await archive(client, backup.local)
+        files = (await backup.local.catalogue("AGENTESE")).newest
+        assert files is not None
+        _, messages = await backup.local.read_segment(files.segments[0])
+        name, data = segment.encode(
+            "AGENTESE", files.line, 1, messages[:7] + messages[8:], stream_first=1, written_at=""
+        )
+        await backup.local.store.put(name.key, data)
+        report = await verify(backup.local, "AGENTESE")
+        assert report.is_good
+        with pytest.raises(Exception, match=r"live messages are missing in the backup, first \[8\]"):
+            await backup.daily.drill("AGENTESE")
+    assert "drill.failed" in await facts(client)
+
+
+async def test_an_offsite_store_that_refuses_leaves_the_local_copy(
+    client: VerbatimClient, nats_url: str, tmp_path: Path, s3_server: S3Server, s3_store: ObjectStore
+) -> None:
+    """Rule: the run names the failed step, the local backup is whole, the drill still runs."""
+    wrong = offsite(s3_server, s3_store) | {"s3_secret_key": "wrong"}
+    async with opened(settings_for(nats_url, tmp_path, streams="AGENTESE", **wrong)) as backup:
+        outcome = await backup.daily.run()
+        assert {step.split(" ")[0] for step in outcome.failures} == {"upload", "prune"}
+        assert "403 Forbidden" in outcome.failures["upload"]
+        assert outcome.drills == {"AGENTESE": True}
+        report = await verify(backup.local, "AGENTESE")
+        assert report.is_good
+        assert report.snapshots == 1
+    assert (await facts(client))["run.failed"]
+    assert await s3_store.list("") == []
+
+
+async def test_two_runs_never_mix(client: VerbatimClient, nats_url: str, tmp_path: Path) -> None:
+    """Rule: the second is refused while the first holds the lock."""
+    async with opened(settings_for(nats_url, tmp_path)) as backup, backup.daily.lease(backup.local):
+        with pytest.raises(LockedError, match="is held by"):
+            await backup.daily.run()
+
+
+async def test_sealed_backups_restore_and_drill_the_same(
+    client: VerbatimClient, nats_url: str, tmp_path: Path
+) -> None:
+    """Rule: with a key file nothing readable is stored, and everything still works."""
+    keys = tmp_path / "keys"
+    keys.write_text(new_key())
+    keys.chmod(0o600)
+    directory = tmp_path / "store"
+    async with opened(settings_for(nats_url, directory, streams="AGENTESE", key_file=keys)) as backup:
+        await archive(client, backup.local)
+        outcome = await backup.daily.run()
+        assert outcome.failures == {}
+    stored = [p for p in directory.rglob("*") if p.is_file() and "locks" not in p.parts]
+    sealed = [p.read_bytes()[:8] for p in stored if p.name not in (".lock", "verified")]
+    assert set(sealed) == {b"KGSEAL1\0"}
+
+
+async def test_the_service_archives_runs_and_reports(
+    own_nats: NatsServer, tmp_path: Path, s3_server: S3Server, s3_store: ObjectStore
+) -> None:
+    """Rule: started, it makes up for the missing run, archives on, and answers for its health; SIGTERM ends
+    it with what it held stored."""
+    port = free_port()
+    async with connected({"servers": own_nats.url}) as client:
+        await streams.apply(client, await streams.plan(client))
+        await fill(client, 200)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "kgents_backup", "run"),
+            env={
+                **os.environ,
+                "NATS_SERVERS": own_nats.url,
+                "KGENTS_BACKUP_DIRECTORY": str(tmp_path / "store"),
+                "KGENTS_BACKUP_OFFSITE_URL": s3_store.url,
+                "KGENTS_BACKUP_S3_ENDPOINT": s3_server.endpoint,
+                "AWS_ACCESS_KEY_ID": s3_server.access_key,
+                "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
+                "AWS_REGION": "us-east-1",
+                "KGENTS_HOST": "127.0.0.1",
+                "KGENTS_PORT": str(port),
+                "KGENTS_HEARTBEAT_SECONDS": "1",
+            },
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+
+            async def has_drilled() -> bool:
+                return "run.completed" in await facts(client)
+
+            async def is_archived() -> bool:
+                text = (await http.get("/metrics")).text
+                return 'kgents_backup_archive_last_sequence{stream="AGENTESE"} 250.0' in text
+
+            try:
+                await until(has_drilled, seconds=60)
+                await fill(client, 50, start=200)
+                await until(is_archived)
+                document = (await http.get("/health/ready")).json()
+                assert document["status"] == "ok", document
+                beats = [m for m in await read_all(client, "EVENTS") if ".heartbeat.backup." in m.subject]
+                assert beats
+                await fill(client, 7, start=250)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.wait_for(process.wait(), 40) == 0
+        stored = await s3_store.list("segments/AGENTESE/")
+        assert stored
+        last = (await request(client, "STREAM.INFO.AGENTESE"))["state"]["last_seq"]
+        async with opened(settings_for(own_nats.url, tmp_path / "store")) as backup:
+            files = (await backup.local.catalogue("AGENTESE")).newest
+            assert files is not None
+            assert files.archived_to >= last - 7
+        locks = list((tmp_path / "store" / "locks").glob("*"))
+        assert locks == []
+
+
+def test_the_daily_run_is_at_two_in_the_morning() -> None:
+    """Rule: 02:00 UTC, today if it is still to come, else tomorrow."""
+    at = time(2, 0)
+    night = datetime(2026, 3, 1, 1, 59, tzinfo=UTC)
+    assert next_run(night, at) == datetime(2026, 3, 1, 2, tzinfo=UTC)
+    assert next_run(night + timedelta(minutes=1), at) == datetime(2026, 3, 2, 2, tzinfo=UTC)
