@@ -1,0 +1,83 @@
+"""Three nodes, R3: the same proofs as on one server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.backup.streams import (
+    STREAM,
+    add_consumer,
+    archive,
+    consume,
+    delete,
+    fill,
+    make_stream,
+    read_all,
+    shown,
+)
+
+from kgents_backup.model.plan import Until
+from kgents_backup.operations.restoring import prepare, restore
+from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.sinks.replay import without_original_time
+from kgents_backup.sinks.store import Vault
+from kgents_backup.sources.stream import durable_consumers
+from kgents_backup.sources.verbatim import connected
+from kgents_common.clock import SystemClock
+from kgents_common.streams import request
+from kgents_devstack.servers import NatsCluster
+from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
+
+
+@pytest.mark.parametrize("version", [OLDEST_VERSION, installed_version()])
+async def test_a_replicated_stream_comes_back_on_the_cluster(
+    tmp_path: Path, vault: Vault, version: str
+) -> None:
+    """Rule: R3 before, R3 after; every message and every consumer's place."""
+    cluster = NatsCluster(tmp_path / "cluster", version=version)
+    await asyncio.to_thread(cluster.start)
+    try:
+        servers = [node.url for node in cluster.nodes]
+        async with connected({"servers": servers, "max_reconnect_attempts": -1}) as client:
+            await until_created(client)
+            await add_consumer(client)
+            await fill(client, 2000)
+            await delete(client, 1, 500)
+            await consume(client, 700, acknowledge=700)
+            await take_snapshot(client, vault, STREAM, clock=SystemClock())
+            await fill(client, 500, start=2000)
+            await delete(client, 2100)
+            await archive(client, vault)
+            before = await read_all(client)
+            floors = [(c.name, c.ack_floor) for c in await durable_consumers(client, STREAM)]
+
+            await client.jetstream().delete_stream(STREAM)
+            prepared = await prepare(vault, STREAM, Until())
+            report = await restore(client, vault, prepared, clock=SystemClock())
+
+            after = await read_all(client)
+            plain = [(m.sequence, m.subject, without_original_time(m.headers), m.body) for m in after]
+            assert plain == shown(before)
+            assert after[:1998] == before[:1998]
+            assert report.physical == 1998
+            assert [(c.name, c.ack_floor) for c in await durable_consumers(client, STREAM)] == floors
+            info = await request(client, f"STREAM.INFO.{STREAM}")
+            assert info["config"]["num_replicas"] == 3
+            assert len(info["cluster"]["replicas"]) == 2
+            await fill(client, 10, start=9000)
+    finally:
+        await asyncio.to_thread(cluster.stop)
+
+
+async def until_created(client) -> None:  # type: ignore[no-untyped-def]
+    """The stream, as soon as the cluster can place it."""
+    for _ in range(60):
+        try:
+            await make_stream(client, num_replicas=3)
+        except Exception:
+            await asyncio.sleep(0.5)
+        else:
+            return
+    raise AssertionError("the cluster does not take a stream")
