@@ -64,8 +64,8 @@ class System:
         """What the rollups of the meter `tokens` add up to."""
         with psycopg.connect(self.stack.database_url) as connection:
             row = connection.execute(
-                "select coalesce(sum(r.sum), 0) from metering.rollup r join metering.meter m on m.id = r.meter"
-                " where m.slug = 'tokens'"
+                "select coalesce(sum(r.sum), 0) from metering.rollup r"
+                " join metering.meter m on m.id = r.meter where m.slug = 'tokens'"
             ).fetchone()
         return int(row[0]) if row else 0
 

@@ -1,4 +1,4 @@
-"""kill -9 of metering at any point, then a restart: exactly what was acknowledged is counted and delivered."""
+"""kill -9 of metering at any point, then a restart: exactly what was acknowledged is counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS)
 def test_at_a_named_point(make_system: Callable[..., System], point: str) -> None:
-    """Rule: ledger, rollups, outbox and cursor commit together, the ack follows; a resend is recognised (P2)."""
+    """Rule: ledger, rollups, outbox, cursor commit together, the ack follows; resends are recognised (P2)."""
     system = make_system(environment={"metering": {"KGENTS_CRASH_AT": f"{point}:2"}})
     for _ in range(3):
         system.post(300)

@@ -46,7 +46,9 @@ class Floor:
         )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        status = 200
         if scope["path"] == "/v1/events":
+            status = 202
             body = b""
             while True:
                 message = await receive()
@@ -55,7 +57,7 @@ class Floor:
                     break
             events = _MANY.decode(body) if body[:1] == b"[" else [body]
             await asyncio.gather(*[await self._publish(bytes(event)) for event in events])
-        await send({"type": "http.response.start", "status": 202, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
     async def _publish(self, body: bytes) -> asyncio.Future[bytes]:
