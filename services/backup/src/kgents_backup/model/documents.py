@@ -105,8 +105,11 @@ Document = TypeVar("Document", bound=msgspec.Struct)
 
 
 def digest(data: bytes) -> str:
-    """blake2b-256 in hexadecimal: what every stored file is checked by."""
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
+    """SHA-256 in hexadecimal: what parts and documents are checked by.
+
+    Processors compute it in hardware: twice as fast as blake2b here, and the copy's speed hangs on it.
+    """
+    return hashlib.sha256(data).hexdigest()
 
 
 def encode(document: msgspec.Struct) -> bytes:

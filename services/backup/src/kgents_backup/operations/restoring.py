@@ -5,17 +5,19 @@ Nothing is destroyed before every file the restore needs was read and found good
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import structlog
 
+from kgents_backup.cancelling import cancelled
 from kgents_backup.model import configurations
 from kgents_backup.model.catalogue import LineFiles
-from kgents_backup.model.documents import SnapshotManifest
+from kgents_backup.model.documents import PartRecord, SnapshotManifest
 from kgents_backup.model.faults import (
     CorruptError,
     ProtocolError,
@@ -270,14 +272,14 @@ async def _restore_base(
         return first - 1
     prefix = found.snapshot.prefix
 
-    async def content() -> AsyncIterator[bytes]:
-        for part in manifest.parts:
-            yield await vault.read_part(prefix, part)
-
     progress.begin("restore snapshot", manifest.content_bytes, "bytes")
     try:
         await restore_snapshot(
-            client, config=fenced, state=manifest.state, content=content(), progress=progress
+            client,
+            config=fenced,
+            state=manifest.state,
+            content=_parts(vault, prefix, manifest.parts),
+            progress=progress,
         )
     finally:
         progress.end()
@@ -289,6 +291,21 @@ async def _restore_base(
         raise ProtocolError(f"the snapshot came back as {got}, not as {wanted}")
     report.physical = info.messages
     return info.last_sequence
+
+
+async def _parts(vault: Vault, prefix: str, parts: Sequence[PartRecord]) -> AsyncIterator[bytes]:
+    """A snapshot's parts in order; the next is read and checked while one is sent."""
+    ahead: asyncio.Task[bytes] | None = None
+    try:
+        for number in range(len(parts)):
+            reading = ahead or asyncio.create_task(vault.read_part(prefix, parts[number]))
+            content = await reading
+            ahead = None
+            if number + 1 < len(parts):
+                ahead = asyncio.create_task(vault.read_part(prefix, parts[number + 1]))
+            yield content
+    finally:
+        await cancelled(ahead)
 
 
 async def _settled(client: VerbatimClient, name: str) -> StreamInfo:

@@ -24,7 +24,8 @@ from kgents_common.errors import KgentsError, PermanentError
 
 PART_BYTES = 8 * 1024 * 1024
 # Parts that wait for the store while the server goes on sending: it gives up when nothing is taken for 2 s.
-WAITING_PARTS = 4
+WAITING_PARTS = 3
+STORING = 3
 
 _log = structlog.get_logger()
 
@@ -103,31 +104,38 @@ async def _store_parts(
     source: SnapshotStream, vault: Vault, name: SnapshotName, progress: Progress, crash: CrashPoints
 ) -> list[PartRecord]:
     """Receive and store at the same time, with at most a few parts in between."""
-    waiting: asyncio.Queue[bytes | None] = asyncio.Queue(WAITING_PARTS)
-    records: list[PartRecord] = []
+    waiting: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue(WAITING_PARTS)
+    records: dict[int, PartRecord] = {}
 
     async def store() -> None:
-        while (content := await waiting.get()) is not None:
+        while (next_part := await waiting.get()) is not None:
+            number, content = next_part
             crash.reach("snapshot.before_part")
-            key = name.part_key(len(records)).removeprefix(name.prefix)
-            records.append(await vault.write_part(name.prefix, key, content))
+            file = name.part_key(number).removeprefix(name.prefix)
+            records[number] = await vault.write_part(name.prefix, file, content)
             crash.reach("snapshot.after_part")
 
     async def receive() -> None:
+        number = 0
         async for part in _parts(source, progress):
-            await waiting.put(part)
-        await waiting.put(None)
+            await waiting.put((number, part))
+            number += 1
+        for _ in storing:
+            await waiting.put(None)
 
-    receiving, storing = asyncio.create_task(receive()), asyncio.create_task(store())
+    # Several at once: while one waits for the disk, another is hashed.
+    storing = [asyncio.create_task(store()) for _ in range(STORING)]
+    receiving = asyncio.create_task(receive())
+    tasks = [*storing, receiving]
     try:
-        await asyncio.wait({receiving, storing}, return_when=asyncio.FIRST_EXCEPTION)
-        for task in (storing, receiving):  # the store's own error says more than the receiver's silence
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in tasks:  # the store's own error says more than the receiver's silence
             if task.done():
                 await task
-        await asyncio.gather(receiving, storing)
+        await asyncio.gather(*tasks)
     finally:
-        await cancelled(receiving, storing)
-    return records
+        await cancelled(*tasks)
+    return [records[number] for number in sorted(records)]
 
 
 async def _parts(source: SnapshotStream, progress: Progress) -> AsyncIterator[bytes]:
