@@ -3,7 +3,7 @@
 What FastStream 0.7 does by default and we do not want, with what is done instead:
 
 - an exception terminates the whole batch: acknowledgement is manual, and handlers get raw messages;
-- a batch is collected for up to 5 s: 0.2 s;
+- a batch is collected for up to 5 s: 0.05 s;
 - streams and consumers are declared, and existing ones changed, by a subscriber: declared by their one owner;
 - a consumer deleted behind its back leaves a worker that spins and handles nothing: a watchdog puts it back;
 - a client closed for good leaves a process that ignores SIGTERM: the process exits.
@@ -34,7 +34,7 @@ from kgents_common.streams import ConsumerSpec, JetStreamApiError
 
 BatchHandler = Callable[[list[Msg]], Awaitable[None]]
 
-COLLECT_SECONDS = 0.2
+COLLECT_SECONDS = 0.05
 WATCH_SECONDS = 1.0
 
 _log = structlog.get_logger()
