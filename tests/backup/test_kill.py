@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.backup.commands import Commands
 from tests.backup.conftest import open_s3
 from tests.backup.streams import STREAM, archive, delete, fill, make_stream, read_all
 
@@ -44,34 +43,6 @@ POINTS = [
 ]
 
 
-class Commands:
-    """Runs `kgents-backup` as an operator would."""
-
-    def __init__(self, server: NatsServer, directory: Path, **environment: str) -> None:
-        self.directory = directory
-        self._environment = {
-            **os.environ,
-            "NATS_SERVERS": server.url,
-            "KGENTS_BACKUP_DIRECTORY": str(directory),
-            "KGENTS_BACKUP_STREAMS": STREAM,
-            **environment,
-        }
-
-    async def __call__(self, command: str, **environment: str) -> tuple[int, str]:
-        """The exit code and what was said."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "kgents_backup",
-            *command.split(),
-            env={**self._environment, **environment},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        said, _ = await asyncio.wait_for(process.communicate(), 90)
-        return process.returncode or 0, said.decode()
-
-
 @pytest.fixture
 async def client(own_nats: NatsServer) -> AsyncIterator[VerbatimClient]:
     """A client of a server of this test's own."""
@@ -90,7 +61,7 @@ async def test_a_killed_run_leaves_a_good_store_and_the_next_one_completes(
     client: VerbatimClient, own_nats: NatsServer, tmp_path: Path, command: str, crash: str
 ) -> None:
     """Rule: what is published stays good and whole; garbage is cleared; the next run does the work."""
-    run = Commands(own_nats, tmp_path / "store")
+    run = Commands(own_nats.url, tmp_path / "store", KGENTS_BACKUP_STREAMS=STREAM)
     await make_stream(client)
     vault = Vault(DirectoryStore(tmp_path / "store"), Sealer())
     clock = SystemClock()
@@ -146,8 +117,9 @@ async def test_a_killed_upload_publishes_nothing_half(
     there = open_s3(s3_server)
     await there.put("made", b"")
     run = Commands(
-        own_nats,
+        own_nats.url,
         tmp_path / "store",
+        KGENTS_BACKUP_STREAMS=STREAM,
         KGENTS_BACKUP_OFFSITE_URL=there.url,
         KGENTS_BACKUP_S3_ENDPOINT=s3_server.endpoint,
         AWS_ACCESS_KEY_ID=s3_server.access_key,
