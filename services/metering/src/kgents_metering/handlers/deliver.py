@@ -23,6 +23,7 @@ from kgents_common.telemetry import context_from_headers, inject_headers, link_f
 from kgents_common.telemetry.traces import MAX_LINKS
 from kgents_metering.metrics import Metrics
 from kgents_metering.model.delivery import (
+    LONGEST_BACKOFF,
     MAX_BATCH_EVENTS,
     PAUSE,
     Answer,
@@ -35,7 +36,7 @@ from kgents_metering.model.delivery import (
     split,
 )
 from kgents_metering.model.wire import Owed
-from kgents_metering.sinks.ledger.outbox import Outbox
+from kgents_metering.sinks.ledger.outbox import LostLeadershipError, Outbox
 
 IDLE_SECONDS = 0.25
 LEAD_SECONDS = 1.0
@@ -196,7 +197,14 @@ class Deliverer:
     async def _deliver(self, batch: Sequence[Owed]) -> None:
         """One batch to its end: delivered, put off, split, or set aside."""
         if must_verify(batch, now=self._clock.now(), dedupe_window=self._dedupe_window):
-            batch = await self._without_stored(batch)
+            try:
+                batch = await self._without_stored(batch)
+            except LostLeadershipError:
+                raise
+            except TransientError as error:  # not knowing, we neither send nor give up
+                _log.warning("deliver.cannot_verify", error=str(error), events=len(batch))
+                await self._outbox.put_off(batch, LONGEST_BACKOFF, 0, str(error))
+                return
             if not batch:
                 return
         await self._outbox.note_attempt(batch)
