@@ -1,0 +1,116 @@
+"""What devstack starts it stops, also when it is killed, and two stacks do not meet."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+import redis
+
+from kgents_devstack.servers import NatsServer, PostgresServer, StartError, ValkeyServer
+from kgents_devstack.services import ServiceProcess
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def start_up(directory: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
+    """`up` in a process of its own, once it prints counts; and every process it started."""
+    log = directory / "up.log"
+    directory.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kgents_devstack", "up", "--directory", str(directory / "stack")],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    until(lambda: b"stream=" in log.read_bytes() or process.poll() is not None, 120)
+    assert process.poll() is None, log.read_text()
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_every_process_ends_with_the_stack(tmp_path: Path, number: signal.Signals) -> None:
+    """Rule: Ctrl-C, a termination or a crash leaves nothing behind."""
+    process, children = start_up(tmp_path / "up")
+    assert len(children) >= 6
+    process.send_signal(number)
+    process.wait(60)
+    until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+def test_two_stacks_at_once_do_not_meet(tmp_path: Path) -> None:
+    """Rule: free ports and a directory each; stopping one leaves the other alone."""
+    first, first_children = start_up(tmp_path / "one")
+    second, second_children = start_up(tmp_path / "two")
+    try:
+        ports = [
+            set(re.findall(r"127\.0\.0\.1:(\d+)", (tmp_path / name / "up.log").read_text()))
+            for name in ("one", "two")
+        ]
+        assert not ports[0] & ports[1]
+        first.send_signal(signal.SIGINT)
+        first.wait(60)
+        assert all(child.is_running() for child in second_children)
+    finally:
+        for process in (first, second):
+            process.send_signal(signal.SIGINT) if process.poll() is None else None
+            process.wait(60)
+    until(
+        lambda: not any(c.is_running() and c.status() != "zombie" for c in first_children + second_children)
+    )
+
+
+def test_a_restarted_server_keeps_its_port_and_its_data(tmp_path: Path) -> None:
+    """Rule: a test can kill a server and have it back."""
+    postgres = PostgresServer(tmp_path / "postgres").start()
+    try:
+        url = postgres.create_database("kept")
+        with psycopg.connect(url) as connection:
+            connection.execute("create table kept (n int)")
+        postgres.kill()
+        postgres.start()
+        with psycopg.connect(url) as connection:
+            assert connection.execute("select count(*) from kept").fetchone() == (0,)
+    finally:
+        postgres.discard()
+
+
+def test_valkey_forgets_and_evicts_as_the_seed_sizes_it(tmp_path: Path) -> None:
+    """Rule: 128 MB, allkeys-lru, nothing kept."""
+    with ValkeyServer(tmp_path / "valkey") as server:
+        client = redis.Redis.from_url(server.url)
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-lru"}
+        client.set("a", "b")
+        server.kill()
+        server.start()
+        assert client.get("a") is None
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """Rule: the error ends with what the server had to say."""
+    server = NatsServer(tmp_path / "nats", extra="no_such_option: 1")
+    with pytest.raises(StartError, match="no_such_option"):
+        server.start()
+
+
+def test_a_service_without_its_settings_says_what_is_missing(tmp_path: Path) -> None:
+    """Rule: refuse to start, naming every missing variable."""
+    for name in ("api", "metering"):
+        with pytest.raises(StartError, match="KGENTS_KEYRING_FILE"):
+            ServiceProcess(name, tmp_path / name, {"NATS_SERVERS": "nats://127.0.0.1:1"}).start()
