@@ -50,7 +50,10 @@ def test_every_process_ends_with_the_stack(tmp_path: Path, number: signal.Signal
     process, children = start_up(tmp_path / "up")
     assert len(children) >= 6
     process.send_signal(number)
+    process.send_signal(number)  # impatient fingers
     process.wait(60)
+    if number is not signal.SIGKILL:
+        assert process.returncode == 0
     until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
 
 

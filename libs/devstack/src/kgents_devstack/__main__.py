@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 
 def main() -> int:
@@ -22,8 +23,8 @@ def main() -> int:
     bench = commands.add_parser("bench", help="measure against bare floors")
     bench.add_argument("only", nargs="*", help="names of benchmarks; all where none is named")
     arguments = parser.parse_args()
-    # SIGTERM unwinds like Ctrl-C: whatever was started is stopped on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _unwind)
     try:
         if arguments.command == "up":
             from kgents_devstack.up import run_up
@@ -38,6 +39,13 @@ def main() -> int:
         return run_bench(arguments.only)
     except KeyboardInterrupt:
         return 130
+
+
+def _unwind(_: int, __: object) -> NoReturn:
+    """Whatever was started is stopped on the way out; a second Ctrl-C must not cut that short."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
