@@ -55,7 +55,7 @@ class S3Server(Server):
             f"-master.port.grpc={free_port()}",
             f"-volume.port={free_port()}",
             f"-volume.port.grpc={free_port()}",
-            "-volume.max=50",
+            "-volume.max=2000",  # a bucket takes seven volumes at once, empty ones cost nothing
             "-master.volumeSizeLimitMB=256",
             "-filer",
             f"-filer.port={free_port()}",
