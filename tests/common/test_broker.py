@@ -125,6 +125,27 @@ async def test_a_handler_that_fails_gets_its_messages_again(nats_url: str, conne
     assert tries == [1, 2, 3]
 
 
+async def test_a_steady_trickle_is_never_delivered_twice(nats_url: str, connect: Connect) -> None:
+    """Rule: what was fetched is handled: nothing waits for `ack_wait` because a fetch timed out."""
+    deliveries: list[int] = []
+
+    async def note(messages: list[Msg]) -> None:
+        deliveries.extend(message.metadata.num_delivered for message in messages)
+        await delivery.ack(messages)
+
+    connection, watchdog, broker = await started(nats_url, connect, note)
+    jetstream = connection.jetstream()
+    for number in range(1500):
+        await jetstream.publish("agentese.acme.t", str(number).encode())
+        await asyncio.sleep(0.002)
+    async with asyncio.timeout(15):  # less than ack_wait: a message that was dropped would come too late
+        while len(deliveries) < 1500:
+            await asyncio.sleep(0.05)
+    await broker.stop()
+    await watchdog.stop()
+    assert set(deliveries) == {1}
+
+
 async def test_a_client_closed_for_good_is_told(own_nats: NatsServer) -> None:
     """Rule: a closed client ends the process instead of leaving a zombie."""
     closed = asyncio.Event()

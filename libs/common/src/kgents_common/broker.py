@@ -4,6 +4,7 @@ What FastStream 0.7 does by default and we do not want, with what is done instea
 
 - an exception terminates the whole batch: acknowledgement is manual, and handlers get raw messages;
 - a batch is collected for up to 5 s: 0.05 s;
+- a time-out of the wrong class drops what was collected until it is delivered again: it is translated;
 - streams and consumers are declared, and existing ones changed, by a subscriber: declared by their one owner;
 - a consumer deleted behind its back leaves a worker that spins and handles nothing: a watchdog puts it back;
 - a client closed for good leaves a process that ignores SIGTERM: the process exits.
@@ -23,6 +24,7 @@ import structlog
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from nats.aio.msg import Msg
+from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import ConsumerConfig
 
 from kgents_common import streams
@@ -55,7 +57,7 @@ class Broker:
         on_closed: Callable[[], None] = lambda: os._exit(EXIT_CLOSED_FOR_GOOD),
     ) -> None:
         self._stopping = False
-        self._subscribed: list[str] = []
+        self._subscribers: list[Any] = []
 
         async def closed() -> None:
             if not self._stopping:
@@ -93,7 +95,7 @@ class Broker:
             await handler(message.raw_message)  # type: ignore[arg-type]  # a batch's raw message is the list
 
         subscriber(handle)
-        self._subscribed.append(consumer.name)
+        self._subscribers.append(subscriber)
 
     async def start(self) -> None:
         """Connect and consume.
@@ -102,12 +104,32 @@ class Broker:
             nats.js.errors.NotFoundError: A consumer does not exist.
         """
         await self._faststream.start()
+        for subscriber in self._subscribers:
+            subscriber.subscription.fetch = _with_nats_timeouts(subscriber.subscription.fetch)
 
     async def stop(self) -> None:
         """Let the running handlers end, within the drain time, then close."""
         self._stopping = True
         with contextlib.suppress(Exception):  # a server that is away cannot be told goodbye
             await self._faststream.stop()
+
+
+def _with_nats_timeouts(fetch: Callable[..., Awaitable[list[Msg]]]) -> Callable[..., Awaitable[list[Msg]]]:
+    """The same `fetch`, whose time-outs are all nats-py's own.
+
+    nats-py 2.16 raises a bare TimeoutError where the deadline runs out between its two requests; FastStream
+    0.7.8 expects nats-py's and, not catching it, drops what it had collected until `ack_wait` is over.
+    """
+
+    async def translated(batch: int = 1, timeout: float | None = 5) -> list[Msg]:
+        try:
+            return await fetch(batch=batch, timeout=timeout)
+        except NatsTimeoutError:
+            raise
+        except TimeoutError as error:
+            raise NatsTimeoutError from error
+
+    return translated
 
 
 async def _undecoded(message: Any) -> Any:
