@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.stream import durable_consumers
 from kgents_backup.sources.verbatim import connected
 from kgents_common.clock import SystemClock
+from kgents_common.errors import KgentsError
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsCluster
 from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
@@ -66,9 +68,26 @@ async def test_a_replicated_stream_comes_back_on_the_cluster(
             info = await request(client, f"STREAM.INFO.{STREAM}")
             assert info["config"]["num_replicas"] == 3
             assert len(info["cluster"]["replicas"]) == 2
+            assert await subjects_by_replica(client) == [{m.subject for m in before}] * 3
             await fill(client, 10, start=9000)
     finally:
         await asyncio.to_thread(cluster.stop)
+
+
+async def subjects_by_replica(client) -> list[set[str]]:  # type: ignore[no-untyped-def]
+    """The subjects each replica holds, asked while it leads: a reader sees whichever one it meets."""
+    seen: dict[str, set[str]] = {}
+    for _ in range(120):
+        with contextlib.suppress(KgentsError):
+            info = await request(client, f"STREAM.INFO.{STREAM}", {"subjects_filter": ">"})
+            leader = info["cluster"].get("leader")
+            if leader:
+                seen[leader] = set(info["state"].get("subjects") or {})
+            if len(seen) == 3:
+                break
+            await request(client, f"STREAM.LEADER.STEPDOWN.{STREAM}")
+        await asyncio.sleep(0.3)
+    return list(seen.values())
 
 
 async def until_created(client) -> None:  # type: ignore[no-untyped-def]

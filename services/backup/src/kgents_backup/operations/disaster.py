@@ -20,7 +20,13 @@ from kgents_backup.model import configurations
 from kgents_backup.model.documents import ConsumerRecord
 from kgents_backup.model.faults import CorruptError, ProtocolError, RefusedError
 from kgents_backup.model.plan import RestorePlan, Until
-from kgents_backup.operations.restoring import Prepared, restore, tail
+from kgents_backup.operations.restoring import (
+    Prepared,
+    refuse_fenced_subjects,
+    restore,
+    tail,
+    widen,
+)
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.sinks.replay import (
     Replay,
@@ -200,7 +206,7 @@ async def promote(
     done.is_fenced = is_fenced
     final = configurations.final(own, stream, subjects=list(subjects))
     prefix = configurations.fence_prefix(stream, secrets.token_hex(4))
-    fenced = configurations.fenced(final, stream, prefix)
+    fenced = configurations.fenced(final, stream, prefix, replicas=1)
     if by_update:
         await request(dr, f"STREAM.UPDATE.{stream}", fenced, timeout_seconds=30)
     else:
@@ -208,6 +214,8 @@ async def promote(
     records: list[ConsumerRecord] = []
     if archive is not None:
         records = await _from_archive(dr, archive, stream, prefix, done)
+    await refuse_fenced_subjects(dr, stream, prefix)
+    await widen(dr, fenced, final["num_replicas"])
     await request(dr, f"STREAM.UPDATE.{stream}", final, timeout_seconds=30)
     done.consumers = await _make_consumers(dr, stream, records)
     if not is_fenced:
