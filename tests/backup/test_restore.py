@@ -28,7 +28,7 @@ from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.stream import durable_consumers, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.clock import SystemClock
-from kgents_common.streams import request
+from kgents_common.streams import request, server_version
 
 CLOCK = SystemClock()
 
@@ -171,8 +171,12 @@ async def test_a_live_stream_is_refused_unless_told(client: VerbatimClient, vaul
     assert len(await read_all(client)) == 10
 
 
-async def test_into_another_name_the_live_stream_is_not_touched(client: VerbatimClient, vault: Vault) -> None:
-    """Rule: --into NAME stands beside the live stream and hears none of its messages."""
+async def test_into_another_name_the_live_stream_is_not_touched(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: --into NAME stands beside the live stream and hears none of its messages; a server that cannot
+    (2.10) is a refusal with another way."""
+    client = each_client
     await make_stream(client)
     await fill(client, 30)
     await take_snapshot(client, vault, STREAM, clock=CLOCK)
@@ -180,6 +184,12 @@ async def test_into_another_name_the_live_stream_is_not_touched(client: Verbatim
     await archive(client, vault)
     before = await read_all(client)
     prepared = await prepare(vault, STREAM, Until())
+    if server_version(client) < (2, 11):
+        with pytest.raises(RefusedError, match="under another name"):
+            await restore(client, vault, prepared, clock=CLOCK, into="LOOK")
+        assert await read_all(client) == before
+        assert await stream_info(client, "LOOK") is None
+        return
     await restore(client, vault, prepared, clock=CLOCK, into="LOOK")
     await fill(client, 1, start=60)
     found = await read_all(client, "LOOK")

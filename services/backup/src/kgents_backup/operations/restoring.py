@@ -288,6 +288,13 @@ async def _restore_base(
             content=_parts(vault, prefix, manifest.parts),
             progress=progress,
         )
+    except ProtocolError as error:
+        if "names do not match" in str(error):
+            raise RefusedError(
+                f"this server does not restore {found.stream} under another name",
+                hint="restore into another server: --into nats://…",
+            ) from error
+        raise
     finally:
         progress.end()
     info = await _settled(client, fenced["name"])
