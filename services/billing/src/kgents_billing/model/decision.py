@@ -1,0 +1,191 @@
+"""What an event leads to, given what is known: one value that is then committed as one transaction, or not.
+
+Nothing here asks anybody. Where only Stripe can tell, the decision says so, and is made again with the
+answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from kgents_billing.model import payments, subscription
+from kgents_billing.model import tenant as tenants
+from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.event_map import Handling, handling
+from kgents_billing.model.facts import Fact
+from kgents_billing.model.order import Observation
+from kgents_billing.model.projection import State, project, project_before
+from kgents_billing.model.subscription import Subscription, observe, observe_object
+from kgents_billing.model.tenant import Learned, hints
+
+
+class Outcome(StrEnum):
+    """How an event ended."""
+
+    APPLIED = "applied"
+    IGNORED = "ignored"
+    DUPLICATE = "duplicate"
+    QUARANTINED = "quarantined"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What operators may choose.
+
+    Attributes:
+        refunds_from_charges: Tell of refunds by `charge.refunded`, for endpoints without `refund.*`.
+        tells_zero_payments: Also tell of paid invoices over nothing.
+    """
+
+    refunds_from_charges: bool = False
+    tells_zero_payments: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the store knows about an event's surroundings."""
+
+    is_applied: bool = False
+    subscription: Subscription | None = None
+    customer_tenant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The object itself, as Stripe gave it, and when by Stripe's clock."""
+
+    state: State
+    second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to commit.
+
+    Attributes:
+        row: The subscription's new row; its `version` is the one it was made from.
+        wants_subscription: Fetch this subscription and decide again; without an answer, commit as it is.
+        flag_customer: Look at all subscriptions of this customer again.
+        reason: For a quarantine or a dead letter, a label.
+    """
+
+    outcome: Outcome
+    tenant: str | None = None
+    row: Subscription | None = None
+    facts: list[Fact] = field(default_factory=list)
+    learned: Learned | None = None
+    wants_subscription: str | None = None
+    flag_customer: str | None = None
+    wants_reconcile: bool = False
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def decide(
+    event: StripeEvent,
+    known: Known,
+    options: Options,
+    *,
+    looked_up: str | None = None,
+    is_current: bool = False,
+) -> Decision:
+    """What an event with an object leads to.
+
+    Args:
+        looked_up: The tenant Stripe's customer object names, where it was asked.
+        is_current: The object is not as it was at the event, but as it is now (a thin event without a twin).
+
+    Raises:
+        PermanentError: The object cannot be read.
+    """
+    kind = handling(event.type)
+    if kind is Handling.IGNORED:
+        return Decision(Outcome.IGNORED)
+    if kind is Handling.METER_ERROR:
+        return Decision(Outcome.DEAD, reason="meter_error")
+    if kind is Handling.RECONCILE:
+        return Decision(Outcome.APPLIED, wants_reconcile=True)
+    if kind is Handling.CUSTOMER:
+        return Decision(Outcome.APPLIED, learned=tenants.learned(event, None))
+    said = hints(event)
+    row = known.subscription
+    if event.object_id is None:
+        return Decision(Outcome.IGNORED)
+    tenant = said.tenant or (row.tenant if row else None) or known.customer_tenant or looked_up
+    if tenant is None:
+        if kind is Handling.CUSTOMER_DELETED:
+            # Nobody ever knew whose it was: there is nobody to tell.
+            return Decision(Outcome.APPLIED, learned=tenants.learned(event, None))
+        return Decision(Outcome.QUARANTINED, reason="invalid_tenant" if said.invalid else "unmapped_tenant")
+    decided = Decision(Outcome.APPLIED, tenant, learned=tenants.learned(event, tenant))
+    if kind is Handling.SUBSCRIPTION:
+        return _subscription(event, row, decided, tenant, is_current=is_current)
+    return replace(
+        decided,
+        facts=_facts(event, kind, options),
+        flag_customer=event.object_id if kind is Handling.CUSTOMER_DELETED else None,
+        notes=("finalization_failed",) if event.type == "invoice.finalization_failed" else (),
+    )
+
+
+def settle(decision: Decision, fetched: Fetched, source: str) -> Decision:
+    """The same decision once the subscription itself was seen: its state is what Stripe says."""
+    assert decision.row is not None  # noqa: S101 only a decision about a subscription wants one fetched
+    row = decision.row
+    seen = observe_object(
+        row, row.id, row.tenant, fetched.state, second=fetched.second, source=source, tells_change=False
+    )
+    known = {fact.key for fact in decision.facts}
+    facts = [*decision.facts, *(fact for fact in seen.facts if fact.key not in known)]
+    return replace(decision, row=seen.row, facts=facts, wants_subscription=None)
+
+
+def _subscription(
+    event: StripeEvent, row: Subscription | None, decided: Decision, tenant: str, *, is_current: bool
+) -> Decision:
+    assert event.object is not None  # noqa: S101 decided on events with an object only
+    assert event.object_id is not None  # noqa: S101 likewise
+    after = project(event.object)
+    if is_current:
+        seen = observe_object(
+            row, event.object_id, tenant, after, second=event.second, source=event.source, via="fetch"
+        )
+    else:
+        observation = Observation(
+            event=event.id,
+            second=event.second,
+            after=after,
+            before=project_before(event.object, event.previous),
+            is_birth=event.type == "customer.subscription.created",
+        )
+        seen = observe(row, event.object_id, tenant, observation, source=event.source)
+    return replace(
+        decided,
+        row=seen.row,
+        facts=seen.facts,
+        wants_subscription=event.object_id if seen.wants_fetch else None,
+        notes=seen.notes,
+    )
+
+
+def _facts(event: StripeEvent, kind: Handling, options: Options) -> list[Fact]:
+    thing = event.object
+    assert thing is not None  # noqa: S101 decided on events with an object only
+    if kind is Handling.TRIAL_ENDING:
+        name = event.object_id or ""
+        return [subscription.trial_ending(name, project(thing), event.second, event.source)]
+    if kind is Handling.INVOICE:
+        return payments.invoice_facts(event, thing, tells_zero=options.tells_zero_payments)
+    if kind is Handling.CHECKOUT:
+        return payments.checkout_facts(event, thing)
+    if kind is Handling.REFUND:
+        return [] if options.refunds_from_charges else payments.refund_facts(event, thing)
+    if kind is Handling.CHARGE_REFUNDED:
+        return payments.charge_refund_facts(event, thing) if options.refunds_from_charges else []
+    if kind is Handling.DISPUTE:
+        return payments.dispute_facts(event, thing)
+    if kind is Handling.CUSTOMER_DELETED:
+        return payments.customer_deleted_fact(event)
+    return []

@@ -1,0 +1,261 @@
+"""A subscription's row and what an event, or the object itself, makes of it: the new row and its facts.
+
+Facts are read off the event alone and never depend on what arrived before; what the row adds is only whether
+the subscription is known to have started, without which its end is no fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from kgents_billing.model import facts as kinds
+from kgents_billing.model import order
+from kgents_billing.model.access import STARTED, TERMINAL, Access, access, is_known, may_follow
+from kgents_billing.model.facts import Fact, without_nothing
+from kgents_billing.model.order import Observation, Placed, Verdict, Window
+from kgents_billing.model.projection import State, changed_fields, digest
+
+
+class Subscription(msgspec.Struct, frozen=True, kw_only=True):
+    """What we know of one subscription.
+
+    Attributes:
+        has_started: It was trialing or active at some time.
+        observed_via: `event`, `fetch` or `reconcile`.
+        needs_refetch: Its events do not tell (yet) which state is the last.
+        last_access: What its last known status gave; an unknown status keeps it.
+        version: Raised by every write; a write names the version it was made from.
+    """
+
+    id: str
+    tenant: str
+    state: State
+    window: Window
+    has_started: bool = False
+    observed_via: str = "event"
+    needs_refetch: bool = False
+    last_access: Access = Access.NONE
+    last_event: str | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What an observation leads to.
+
+    Attributes:
+        wants_fetch: Only the object itself can tell.
+        notes: What to count: `stale`, `ambiguous`, `illegal_transition`, `unknown_status`, `gap`.
+    """
+
+    row: Subscription
+    facts: list[Fact] = field(default_factory=list)
+    wants_fetch: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def observe(
+    row: Subscription | None, subscription_id: str, tenant: str, seen: Observation, *, source: str
+) -> Observed:
+    """The row after an event, and the event's facts."""
+    placed = order.place(row.state if row else None, row.window if row else None, seen)
+    notes = _notes(row, seen, placed)
+    is_illegal = "illegal_transition" in notes
+    new = _advance(row, subscription_id, tenant, placed, seen, via="event")
+    if is_illegal:
+        new = msgspec.structs.replace(new, needs_refetch=True)
+    return Observed(
+        row=new,
+        facts=_facts(new, seen, source),
+        wants_fetch=placed.verdict is Verdict.AMBIGUOUS or is_illegal,
+        notes=notes,
+    )
+
+
+def observe_object(
+    row: Subscription | None,
+    subscription_id: str,
+    tenant: str,
+    state: State,
+    *,
+    second: int,
+    source: str,
+    via: str = "fetch",
+    tells_change: bool = True,
+) -> Observed:
+    """The row after looking at the object itself.
+
+    Args:
+        second: When it was fetched, by Stripe's clock.
+        tells_change: Give a fact for a difference to the row. Not where an event that is being handled, or
+        one
+            that is still to come, tells it.
+    """
+    if row is not None and row.state.status in TERMINAL and state.status not in TERMINAL:
+        return Observed(row)  # what has ended does not come back: an answer older than the end
+    seen = Observation("", second, state)
+    new = _advance(row, subscription_id, tenant, order.fetched(state, second), seen, via=via)
+    facts = _lasting_facts(new, seen, source)
+    is_different = row is not None and digest(row.state) != digest(state)
+    if tells_change and row is not None and is_different and state.status not in TERMINAL and new.has_started:
+        facts.append(_updated(new.id, row.state, state, second, source))
+    return Observed(new, facts, notes=("drift",) if is_different else ())
+
+
+def _advance(
+    row: Subscription | None,
+    subscription_id: str,
+    tenant: str,
+    placed: Placed,
+    seen: Observation,
+    *,
+    via: str,
+) -> Subscription:
+    old = row or Subscription(id=subscription_id, tenant=tenant, state=placed.state, window=placed.window)
+    given = access(placed.state.status)
+    is_applied = placed.verdict is not Verdict.KEEP
+    return msgspec.structs.replace(
+        old,
+        tenant=tenant,
+        state=placed.state,
+        window=placed.window,
+        has_started=old.has_started or _shows_start(seen),
+        observed_via=via if is_applied else old.observed_via,
+        needs_refetch=old.needs_refetch if placed.is_certain is None else not placed.is_certain,
+        last_access=old.last_access if given is Access.UNKNOWN else given,
+        last_event=(seen.event or old.last_event) if is_applied else old.last_event,
+    )
+
+
+def _shows_start(seen: Observation) -> bool:
+    return seen.after.status in STARTED or (seen.before is not None and seen.before.status in STARTED)
+
+
+def _notes(row: Subscription | None, seen: Observation, placed: Placed) -> tuple[str, ...]:
+    notes: list[str] = []
+    if not is_known(seen.after.status):
+        notes.append("unknown_status")
+    if placed.verdict is Verdict.AMBIGUOUS:
+        notes.append("ambiguous")
+    if row is None:
+        return tuple(notes)
+    if placed.verdict is Verdict.KEEP and digest(seen.after) != digest(row.state):
+        notes.append("stale")
+    if placed.verdict is Verdict.APPLY:
+        if not may_follow(row.state.status, placed.state.status) and placed.state.status not in TERMINAL:
+            notes.append("illegal_transition")
+        if seen.before is not None and digest(seen.before) != digest(row.state):
+            notes.append("gap")
+    return tuple(notes)
+
+
+def _facts(row: Subscription, seen: Observation, source: str) -> list[Fact]:
+    found = _lasting_facts(row, seen, source)
+    before, after = seen.before, seen.after
+    is_start = (before is None or before.status not in STARTED) and after.status in ("trialing", "active")
+    is_told_otherwise = is_start or seen.is_birth or after.status in TERMINAL
+    is_before_start = after.status == "incomplete"
+    if is_told_otherwise or is_before_start:
+        return found
+    if before is not None and digest(before) != digest(after):
+        found.append(_updated(row.id, before, after, seen.second, source))
+    return found
+
+
+def _lasting_facts(row: Subscription, seen: Observation, source: str) -> list[Fact]:
+    """Start and end: once each, whichever event shows them."""
+    found: list[Fact] = []
+    if _shows_start(seen):
+        found.append(_started(row, seen, source))
+    if row.has_started and row.state.status in TERMINAL:
+        found.append(_ended(row, source))
+    return found
+
+
+def _started(row: Subscription, seen: Observation, source: str) -> Fact:
+    state = seen.after
+    return Fact(
+        type=kinds.STARTED,
+        key=f"sub.started:{row.id}",
+        second=state.created or state.started or seen.second,
+        source=source,
+        data=without_nothing(
+            {
+                "subscription": row.id,
+                "customer": state.customer,
+                "started_at": state.started or state.created,
+                "currency": state.currency,
+            }
+        ),
+    )
+
+
+def _ended(row: Subscription, source: str) -> Fact:
+    state = row.state
+    second = state.ended or row.window.last
+    return Fact(
+        type=kinds.ENDED,
+        key=f"sub.ended:{row.id}",
+        second=second,
+        source=source,
+        data=without_nothing(
+            {
+                "subscription": row.id,
+                "customer": state.customer,
+                "status": state.status,
+                "reason": state.end_reason,
+                "ended_at": second,
+                "access": access(state.status).value,
+            }
+        ),
+    )
+
+
+def _updated(subscription_id: str, before: State, after: State, second: int, source: str) -> Fact:
+    names = changed_fields(before, after)
+    return Fact(
+        type=kinds.UPDATED,
+        # Named by what changed and when, not by the event: under two ids it is still one change.
+        key=f"sub.updated:{subscription_id}:{second}:{digest(before)[:12]}:{digest(after)[:12]}",
+        second=second,
+        source=source,
+        data=without_nothing(
+            {
+                "subscription": subscription_id,
+                "customer": after.customer,
+                "changed": names,
+                "from": _values(before, names),
+                "to": _values(after, names),
+                "status": after.status,
+                "access": access(after.status).value,
+            }
+        ),
+    )
+
+
+def _values(state: State, names: Sequence[str]) -> dict[str, Any]:
+    return {name: msgspec.to_builtins(getattr(state, name)) for name in names}
+
+
+def trial_ending(subscription_id: str, state: State, second: int, source: str) -> Fact:
+    """A trial ends soon: said, but no change of state."""
+    return Fact(
+        type=kinds.UPDATED,
+        key=f"sub.trial_end:{subscription_id}:{state.trial_end}",
+        second=second,
+        source=source,
+        data=without_nothing(
+            {
+                "subscription": subscription_id,
+                "customer": state.customer,
+                "reason": "trial_ending",
+                "trial_end": state.trial_end,
+                "status": state.status,
+                "access": access(state.status).value,
+            }
+        ),
+    )
