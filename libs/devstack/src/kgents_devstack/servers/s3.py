@@ -63,6 +63,7 @@ class S3Server(Server):
             "-s3",
             f"-s3.port={self.port}",
             f"-s3.port.grpc={free_port()}",
+            f"-s3.port.iceberg={free_port()}",  # else a fixed one, and two servers cannot live together
             f"-s3.config={self.directory / 's3.json'}",
         ]
 
