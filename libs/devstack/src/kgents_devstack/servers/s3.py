@@ -63,7 +63,9 @@ class S3Server(Server):
             "-s3",
             f"-s3.port={self.port}",
             f"-s3.port.grpc={free_port()}",
-            f"-s3.port.iceberg={free_port()}",  # else a fixed one, and two servers cannot live together
+            # Table catalogues on fixed ports, which a second server on this machine would not get.
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             f"-s3.config={self.directory / 's3.json'}",
         ]
 
