@@ -20,10 +20,11 @@ from kgents_common.publisher import Publisher
 from kgents_common.resilience import CircuitState
 from kgents_common.settings import process_id
 from kgents_common.telemetry import Tracing, new_registry
+from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_metering.handlers import reads
 from kgents_metering.handlers.deliver import Deliverer
+from kgents_metering.handlers.mirror import mirror_round
 from kgents_metering.handlers.stream import Applier
-from kgents_metering.handlers.upkeep import Round, Upkeep, mirror_round
 from kgents_metering.metrics import Metrics
 from kgents_metering.model.meters import Meter
 from kgents_metering.settings import MeteringSettings
@@ -136,12 +137,9 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
         exception_handlers=reads.EXCEPTION_HANDLERS,
     )
     upkeep = Upkeep(
-        [
-            ("backfill", _backfill_round(pool)),
-            ("mirror", mirror_round(letters, publisher, metrics)),
-            ("watch", _watch_round(pool, watchdog, metrics, pending)),
-        ],
-        every_seconds=1,
+        Round("backfill", _backfill_round(pool)),
+        Round("mirror", mirror_round(letters, publisher, metrics)),
+        Round("watch", _watch_round(pool, watchdog, metrics, pending)),
     )
     parts: list[service.Part] = [
         connection,
@@ -198,14 +196,14 @@ def _delivery(
     return deliverer, openmeter
 
 
-def _backfill_round(pool: Pool) -> Round:
+def _backfill_round(pool: Pool) -> Work:
     async def backfill() -> bool:
         return await ledger_meters.backfill(pool) > 0
 
     return backfill
 
 
-def _watch_round(pool: Pool, watchdog: Watchdog, metrics: Metrics, seen: dict[str, bool]) -> Round:
+def _watch_round(pool: Pool, watchdog: Watchdog, metrics: Metrics, seen: dict[str, bool]) -> Work:
     async def watch() -> bool:
         metrics.stream_pending.set(watchdog.pending)
         seen["postgres"] = False
