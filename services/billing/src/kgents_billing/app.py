@@ -1,0 +1,280 @@
+"""Where billing's parts meet; nothing is decided here."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import structlog
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from starlette.applications import Starlette
+
+from kgents_billing.handlers import reads
+from kgents_billing.handlers.process import Processor
+from kgents_billing.handlers.publish import Teller
+from kgents_billing.handlers.rounds import Poll, Quarantine, Refetch, Survey, leadership, mirror
+from kgents_billing.handlers.stream import Worker
+from kgents_billing.metrics import Metrics
+from kgents_billing.model.decision import Options
+from kgents_billing.settings import BillingSettings
+from kgents_billing.sinks.bus import Bus
+from kgents_billing.sinks.store import Letters, Outbox, Store, Subscriptions
+from kgents_billing.sinks.store.commit import RECONCILE_SUBSCRIPTIONS
+from kgents_billing.sinks.store.cursors import Cursors
+from kgents_billing.sinks.stripe_api import StripeApi
+from kgents_common import database, health, service, streams
+from kgents_common.broker import Broker, Watchdog
+from kgents_common.clock import Clock, SystemClock, moment
+from kgents_common.connection import Connection
+from kgents_common.crash import CrashPoints
+from kgents_common.errors import TransientError
+from kgents_common.health import Check, Health, Heartbeat, Status
+from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
+from kgents_common.keyring import Keyring
+from kgents_common.publisher import Publisher
+from kgents_common.resilience import CircuitBreaker, CircuitState
+from kgents_common.telemetry import Tracing, new_registry
+from kgents_common.upkeep import Round, Upkeep, Work
+
+SCHEMA_PACKAGE = "kgents_billing.schema"
+LEASE_PREFIX = "idem:stripe:"
+SURVEY_LOOK_SECONDS = 30.0
+
+Pool = AsyncConnectionPool[AsyncConnection]
+_log = structlog.get_logger()
+
+
+class StorePool:
+    """The pool as a part: migrated before anything else runs."""
+
+    def __init__(self, pool: Pool, url: str) -> None:
+        self._pool = pool
+        self._url = url
+
+    async def start(self) -> None:
+        """Migrate, open."""
+        await database.migrate(self._url, package=SCHEMA_PACKAGE, schema="billing")
+        await self._pool.open()
+
+    async def stop(self) -> None:
+        """Close."""
+        await self._pool.close(timeout=5)
+
+
+class Ready:
+    """Waits, as a part, until NATS is there and the consumer is seen."""
+
+    def __init__(self, connection: Connection, watchdog: Watchdog) -> None:
+        self._connection = connection
+        self._watchdog = watchdog
+
+    async def start(self) -> None:
+        """Wait."""
+        await self._connection.wait()
+        await self._watchdog.wait()
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+
+async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
+    """Serve until SIGTERM.
+
+    Raises:
+        ConfigurationError: The keyring or the database's durability is not fit to start with.
+    """
+    clock = clock or SystemClock()
+    keyring = Keyring(settings.keyring_file, clock)
+    crash_points = CrashPoints(settings.crash_at)
+    registry = new_registry()
+    metrics = Metrics(registry)
+    tracing = Tracing(service="billing", instance=settings.instance, endpoint=settings.otlp_endpoint)
+    pool = database.make_pool(settings.database_url, application="kgent-billing", max_size=12)
+    connection = Connection(settings, name="kgent-billing")
+    publisher = Publisher(connection)
+    bus = Bus(connection, publisher, clock)
+    watchdog = Watchdog(connection, streams.BILLING, clock)
+    stripe = make_stripe(settings, clock, metrics)
+    store, letters = Store(pool, crash_points), Letters(pool)
+    processor = Processor(store, stripe, options=make_options(settings), metrics=metrics)
+    teller = Teller(Outbox(pool, crash_points), bus, metrics)
+    leases = _leases(settings)
+
+    def epoch() -> datetime:
+        return moment(watchdog.epoch)
+
+    worker = Worker(
+        processor,
+        store,
+        leases,
+        epoch=epoch,
+        ack_wait=streams.BILLING.ack_wait,
+        metrics=metrics,
+        tracer=tracing.tracer,
+        clock=clock,
+        crash_points=crash_points,
+        on_committed=teller.wake,
+    )
+    broker = Broker(settings, name="kgent-billing-consumer")
+    broker.subscribe(streams.BILLING, worker.handle, batch_size=64)
+
+    document = Health("billing", settings.instance)
+    document.needed["consumer"] = lambda: _up(watchdog.is_alive, f"{watchdog.pending} pending")
+    document.needed["nats"] = lambda: _up(connection.is_connected)
+    postgres = {"is_up": True}
+    document.needed["postgres"] = lambda: _up(postgres["is_up"])
+    document.useful["redis"] = lambda: _circuit(leases.breaker if isinstance(leases, RedisLeases) else None)
+    document.useful["stripe"] = lambda: _circuit(stripe.breaker if stripe else None)
+
+    grace = None if settings.grace_days is None else timedelta(days=settings.grace_days)
+    app = Starlette(
+        routes=[
+            *health.routes(document, registry),
+            *reads.routes(reads.Reads(Subscriptions(pool), keyring, clock, grace)),
+        ],
+        exception_handlers=reads.EXCEPTION_HANDLERS,
+    )
+    rounds = [
+        Round("quarantine", Quarantine(letters, processor, clock).run),
+        Round("mirror", lambda: mirror(letters, bus)),
+        Round("watch", _watch(pool, letters, watchdog, metrics, postgres)),
+        Round("forget", _forget(Cursors(pool)), every_seconds=3600),
+    ]
+    if stripe is not None:
+        rounds += _stripe_rounds(settings, pool, stripe, bus, watchdog, metrics, clock, store)
+    parts: list[service.Part] = [
+        connection,
+        publisher,
+        StorePool(pool, settings.database_url),
+        watchdog,
+        Ready(connection, watchdog),
+        Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+        teller,
+        Upkeep(*rounds),
+        broker,
+        worker,
+    ]
+    try:
+        await service.serve(settings=settings, health=document, app=app, parts=parts, tracing=tracing)
+    finally:
+        if isinstance(leases, RedisLeases):
+            await leases.close()
+        if stripe is not None:
+            await stripe.close()
+
+
+def make_stripe(settings: BillingSettings, clock: Clock, metrics: Metrics) -> StripeApi | None:
+    """Stripe's API; None where no key is configured: what only Stripe can tell then waits."""
+    if settings.stripe_api_key is None:
+        _log.warning("stripe.not_configured", hint="set STRIPE_API_KEY to ask where events do not tell")
+        return None
+    return StripeApi(
+        settings.stripe_api_key.get_secret_value(),
+        base_url=settings.stripe_api_base,
+        clock=clock,
+        per_second=settings.stripe_per_second,
+        breaker=CircuitBreaker(
+            "stripe",
+            is_failure=lambda error: isinstance(error, TransientError),
+            on_change=metrics.circuit.set,
+            clock=clock,
+        ),
+    )
+
+
+def make_options(settings: BillingSettings) -> Options:
+    """What operators may choose."""
+    return Options(
+        refunds_from_charges=settings.refunds_from_charges, tells_zero_payments=settings.tells_zero_payments
+    )
+
+
+def _leases(settings: BillingSettings) -> Leases:
+    if settings.redis_url is None:
+        return NoLeases()
+    return RedisLeases(make_redis(settings.redis_url), prefix=LEASE_PREFIX, length=streams.BILLING.ack_wait)
+
+
+def _stripe_rounds(
+    settings: BillingSettings,
+    pool: Pool,
+    stripe: StripeApi,
+    bus: Bus,
+    watchdog: Watchdog,
+    metrics: Metrics,
+    clock: Clock,
+    store: Store,
+) -> list[Round]:
+    cursors, subscriptions = Cursors(pool), Subscriptions(pool)
+    poll = Poll(stripe, bus, cursors, first_days=settings.poll_first_days, metrics=metrics, clock=clock)
+    survey = Survey(stripe, store, subscriptions, poll, metrics)
+    refetch = Refetch(stripe, store, subscriptions)
+
+    async def poll_once() -> bool:
+        async with leadership(pool, "poll") as is_leader:
+            if is_leader:
+                await poll.run()
+        return False
+
+    async def survey_when_due() -> bool:
+        last = await cursors.get(RECONCILE_SUBSCRIPTIONS)
+        now = int(clock.now().timestamp())
+        if last is not None and now - last < settings.survey_seconds:
+            return False
+        if watchdog.pending:
+            return False  # an event that waits would tell what the survey would
+        async with leadership(pool, "survey") as is_leader:
+            if is_leader:
+                await survey.run()
+                await cursors.advance(RECONCILE_SUBSCRIPTIONS, now)
+        return False
+
+    async def refetch_once() -> bool:
+        async with leadership(pool, "refetch") as is_leader:
+            return is_leader and await refetch.run()
+
+    return [
+        Round("poll", poll_once, every_seconds=settings.poll_seconds),
+        Round("survey", survey_when_due, every_seconds=min(SURVEY_LOOK_SECONDS, settings.survey_seconds)),
+        Round("refetch", refetch_once, every_seconds=2),
+    ]
+
+
+def _watch(
+    pool: Pool, letters: Letters, watchdog: Watchdog, metrics: Metrics, postgres: dict[str, bool]
+) -> Work:
+    outbox, subscriptions = Outbox(pool, CrashPoints(None)), Subscriptions(pool)
+
+    async def watch() -> bool:
+        metrics.pending.set(watchdog.pending)
+        postgres["is_up"] = False
+        owed, age = await outbox.depth()
+        metrics.owed.set(owed)
+        metrics.owed_age.set(age)
+        waiting, dead = await letters.counts()
+        metrics.quarantined.set(waiting)
+        metrics.dead_letters.set(dead)
+        metrics.to_refetch.set(await subscriptions.count_to_refetch())
+        postgres["is_up"] = True
+        return False
+
+    return watch
+
+
+def _forget(cursors: Cursors) -> Work:
+    async def forget() -> bool:
+        await cursors.forget()
+        return False
+
+    return forget
+
+
+def _up(is_up: bool, detail: str = "") -> Check:
+    return Check(Status.OK if is_up else Status.DOWN, detail)
+
+
+def _circuit(breaker: CircuitBreaker | None) -> Check:
+    if breaker is None:
+        return Check(Status.OK, "not configured")
+    is_closed = breaker.state is CircuitState.CLOSED
+    return Check(Status.OK if is_closed else Status.DEGRADED, f"circuit {breaker.state.name.lower()}")

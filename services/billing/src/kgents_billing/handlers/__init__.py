@@ -1,0 +1,1 @@
+"""The ways in: the stream, timers, questions over HTTP, an operator's commands."""

@@ -1,0 +1,191 @@
+"""One Stripe event, from its stored message to the commit; by whichever way it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import structlog
+
+from kgents_billing.metrics import Metrics
+from kgents_billing.model import event as events
+from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
+from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.event_map import Handling, handling, is_known
+from kgents_billing.model.tenant import KEY, Hints, hints
+from kgents_billing.sinks.store import Committed, Origin, OvertakenError
+from kgents_billing.sinks.stripe_api import Answer, MissingObjectError
+from kgents_common import subjects
+from kgents_common.errors import PermanentError, TransientError
+
+# A subscription written this often while one event is decided has a busier life than any real one.
+MAX_OVERTAKEN = 20
+_WITHOUT_OBJECT = (Handling.IGNORED, Handling.METER_ERROR, Handling.RECONCILE)
+_PATHS = {
+    "subscription": "/v1/subscriptions/",
+    "invoice": "/v1/invoices/",
+    "customer": "/v1/customers/",
+    "charge": "/v1/charges/",
+    "refund": "/v1/refunds/",
+    "dispute": "/v1/disputes/",
+    "checkout.session": "/v1/checkout/sessions/",
+}
+
+_log = structlog.get_logger()
+
+
+class NeedsKeyError(PermanentError):
+    """Only Stripe can tell what this thin event is about, and no key is configured."""
+
+
+class CommitsDecisions(Protocol):
+    """The store, as this handler needs it."""
+
+    async def known(self, event_ids: list[str], said: Hints) -> Known:
+        """What is known about an event's surroundings."""
+
+    async def commit(
+        self, event: StripeEvent, decision: Decision, origin: Origin, *, detail: str = "", again: bool = False
+    ) -> Committed:
+        """Commit a decision."""
+
+
+class AsksStripe(Protocol):
+    """Stripe's API, as this handler needs it."""
+
+    async def subscription(self, subscription_id: str) -> Fetched:
+        """A subscription's state now."""
+
+    async def customer_metadata(self, customer_id: str) -> Mapping[str, Any]:
+        """What the account's owner noted on a customer."""
+
+    async def event(self, event_id: str) -> bytes:
+        """A snapshot event."""
+
+    async def get(self, path: str, params: Mapping[str, Any] | None = None) -> Answer:
+        """One GET."""
+
+
+async def _anybody() -> None:
+    """Without a lease there is nothing to lose."""
+
+
+class Processor:
+    """Decides and commits, asking Stripe only where the events do not tell.
+
+    Args:
+        stripe: None where no key is configured: what only Stripe can tell is marked for later.
+    """
+
+    def __init__(
+        self, store: CommitsDecisions, stripe: AsksStripe | None, *, options: Options, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._stripe = stripe
+        self._options = options
+        self._metrics = metrics
+
+    async def process(
+        self,
+        origin: Origin,
+        *,
+        before_commit: Callable[[], Awaitable[None]] = _anybody,
+        again: bool = False,
+    ) -> Committed:
+        """Bring one event to its end; when it returns, that is durable.
+
+        Args:
+            before_commit: Raises where the work is another's by now.
+            again: An operator replays it: decide even if it was applied before. Facts are told once all the
+                same.
+
+        Raises:
+            TransientError: Nothing is committed; the same message may succeed later.
+            PermanentError: It can never be handled as it is.
+        """
+        event = events.read(origin.body)
+        for _ in range(MAX_OVERTAKEN):
+            known = await self._known(event)
+            if known.is_applied and not again:
+                return self._note(event, Committed(Outcome.DUPLICATE))
+            whole, is_current = await self._whole(event)
+            if whole is not event:
+                known = await self._known(whole, surroundings_only=True)
+            decision = await self._decide(whole, known, is_current=is_current)
+            await before_commit()
+            try:
+                committed = await self._store.commit(
+                    whole, decision, origin, detail=_detail(decision), again=again
+                )
+            except OvertakenError:
+                continue
+            for note in decision.notes:
+                self._metrics.notes.labels(note).inc()
+            return self._note(event, committed)
+        raise TransientError("billing: overtaken again and again")
+
+    async def _known(self, event: StripeEvent, *, surroundings_only: bool = False) -> Known:
+        ids = [event.id] if event.twin is None else [event.id, event.twin]
+        return await self._store.known([] if surroundings_only else ids, hints(event))
+
+    async def _whole(self, event: StripeEvent) -> tuple[StripeEvent, bool]:
+        """The event with its object, and whether that is the object as it is now."""
+        kind = handling(event.type)
+        if not event.is_thin or kind in _WITHOUT_OBJECT:
+            return event, False
+        if self._stripe is None:
+            raise NeedsKeyError(
+                "a thin event says only what to ask for", hint="set STRIPE_API_KEY, replay it"
+            )
+        if event.twin is not None:
+            try:
+                twin = events.read(await self._stripe.event(event.twin))
+            except MissingObjectError:
+                _log.info("process.twin_is_gone", event_id=event.id)
+            else:
+                return replace(twin, twin=event.id), False
+        path = _PATHS.get((event.related_type or "").removeprefix("billing."))
+        if path is None or event.related_id is None:
+            raise PermanentError("a thin event about nothing we know how to ask for")
+        answer = await self._stripe.get(path + event.related_id)
+        return replace(event, object=answer.data, second=max(event.second, answer.second)), True
+
+    async def _decide(self, event: StripeEvent, known: Known, *, is_current: bool) -> Decision:
+        decision = decide(event, known, self._options, is_current=is_current)
+        customer = hints(event).customer
+        if decision.outcome is Outcome.QUARANTINED and self._stripe is not None and customer is not None:
+            looked_up = await self._tenant_of(customer)
+            if looked_up is not None:
+                decision = decide(event, known, self._options, looked_up=looked_up, is_current=is_current)
+        if decision.wants_subscription is not None and self._stripe is not None:
+            try:
+                fetched = await self._stripe.subscription(decision.wants_subscription)
+            except (TransientError, MissingObjectError) as error:
+                # The row says that it needs a look; that is done once Stripe answers.
+                _log.info("process.not_fetched", event_id=event.id, error=str(error))
+            else:
+                decision = settle(decision, fetched, event.source)
+        return decision
+
+    async def _tenant_of(self, customer: str) -> str | None:
+        assert self._stripe is not None  # noqa: S101 the caller looked
+        try:
+            named = (await self._stripe.customer_metadata(customer)).get(KEY)
+        except (TransientError, MissingObjectError) as error:
+            _log.info("process.customer_not_asked", error=str(error))
+            return None
+        return named if isinstance(named, str) and subjects.is_tenant(named) else None
+
+    def _note(self, event: StripeEvent, committed: Committed) -> Committed:
+        self._metrics.processed.labels(committed.outcome.value).inc()
+        self._metrics.types.labels(event.type if is_known(event.type) else "other").inc()
+        if committed.facts:
+            self._metrics.facts.inc(committed.facts)
+        return committed
+
+
+def _detail(decision: Decision) -> str:
+    if decision.reason == "meter_error":
+        return "Stripe did not take usage that was sent to it: compare the meters"
+    return ""

@@ -1,0 +1,122 @@
+"""The way in for questions: the caller's own subscription and entitlements, from the read model alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from kgents_billing.model.entitlement import best_first, entitlements
+from kgents_billing.model.subscription import Subscription
+from kgents_billing.sinks.store.subscriptions import Stored
+from kgents_common.clock import Clock
+from kgents_common.errors import TransientError
+from kgents_common.keyring import KeyRecord, presented
+from kgents_common.problems import problem
+
+SCOPE = "billing:read"
+
+
+class FindsKeys(Protocol):
+    """The keyring, as this door needs it."""
+
+    def find(self, key: str) -> KeyRecord | None:
+        """The record of a presented key."""
+
+
+class ReadsSubscriptions(Protocol):
+    """The read model, as this door needs it."""
+
+    async def of_tenant(self, tenant: str) -> list[Stored]:
+        """Every subscription of a tenant."""
+
+
+class Reads:
+    """The handlers.
+
+    Args:
+        grace: How long a past-due subscription stays usable; to its period's end where None.
+    """
+
+    def __init__(
+        self, subscriptions: ReadsSubscriptions, keyring: FindsKeys, clock: Clock, grace: timedelta | None
+    ) -> None:
+        self._subscriptions = subscriptions
+        self._keyring = keyring
+        self._clock = clock
+        self._grace = grace
+
+    async def subscription(self, request: Request) -> Response:
+        """The tenant's best subscription (best access, then newest), and the others after it."""
+        tenant = self._tenant(request)
+        rows = [stored.row for stored in await self._subscriptions.of_tenant(tenant)]
+        if not rows:
+            raise HTTPException(404, "this tenant has no subscription")
+        found = best_first(rows, self._grace, self._clock.now())
+        first, *others = [{"access": access.value, **_shown(row)} for access, row in found]
+        return _json({"tenant": tenant, **first, "others": others})
+
+    async def entitlements(self, request: Request) -> Response:
+        """What the tenant may use now; `none` where it never subscribed."""
+        tenant = self._tenant(request)
+        rows = [stored.row for stored in await self._subscriptions.of_tenant(tenant)]
+        return _json(entitlements(tenant, rows, self._grace, self._clock.now()))
+
+    def _tenant(self, request: Request) -> str:
+        record = self._keyring.find(presented(request.headers))
+        if record is None:
+            raise HTTPException(401, "these credentials are not known", {"www-authenticate": "Bearer"})
+        if SCOPE not in record.scopes:
+            raise HTTPException(403, f"these credentials lack the scope {SCOPE}")
+        return record.tenant
+
+
+def routes(reads: Reads) -> list[BaseRoute]:
+    """`GET /v1/billing/subscription` and `GET /v1/billing/entitlements`."""
+    return [
+        Route("/v1/billing/subscription", reads.subscription),
+        Route("/v1/billing/entitlements", reads.entitlements),
+    ]
+
+
+async def _answer_problem(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return problem(error.status_code, error.detail, headers=error.headers)
+    return problem(503, str(error), headers={"retry-after": "2"})
+
+
+EXCEPTION_HANDLERS = {HTTPException: _answer_problem, TransientError: _answer_problem}
+
+
+def _shown(row: Subscription) -> dict[str, object]:
+    state = row.state
+    return {
+        "subscription": row.id,
+        "customer": state.customer,
+        "status": state.status,
+        "items": [msgspec.to_builtins(item) for item in state.items],
+        "currency": state.currency,
+        "current_period_start": _moment(state.period_start),
+        "current_period_end": _moment(state.period_end),
+        "trial_end": _moment(state.trial_end),
+        "cancel_at": _moment(state.cancel_at),
+        "cancel_at_period_end": state.cancel_at_period_end,
+        "pause_reason": state.pause_reason,
+        "latest_invoice": state.latest_invoice,
+        "started_at": _moment(state.started),
+        "ended_at": _moment(state.ended),
+        "is_settled": not row.needs_refetch,
+    }
+
+
+def _moment(second: int | None) -> datetime | None:
+    return None if second is None else datetime.fromtimestamp(second, UTC)
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,206 @@
+"""The way in from EVENTS: many events at once, each acknowledged after what it led to is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import structlog
+from nats.aio.msg import Msg
+from opentelemetry.trace import SpanKind, Tracer
+
+from kgents_billing.handlers.process import NeedsKeyError
+from kgents_billing.metrics import Metrics
+from kgents_billing.model.decision import Outcome
+from kgents_billing.model.event import MalformedEventError
+from kgents_billing.sinks.store import Committed, Origin
+from kgents_common import delivery
+from kgents_common.clock import Clock
+from kgents_common.crash import CrashPoints
+from kgents_common.errors import PermanentError, TransientError
+from kgents_common.idempotency import Busy, Held, Leases
+from kgents_common.telemetry import context_from_headers, inject_headers
+
+WORKERS = 16
+# By how often a message was delivered; the last one stays.
+BACKOFF = tuple(timedelta(seconds=s) for s in (0.5, 1, 2, 5, 10, 30))
+# A defect of ours, met this often, is an operator's: the event is set aside, whole.
+MAX_CRASHES = 12
+# Work that took so long may be another's by now.
+LONG = timedelta(seconds=10)
+
+_log = structlog.get_logger()
+
+
+class FencedError(TransientError):
+    """The lease ran out and another worker has it."""
+
+
+class Processes(Protocol):
+    """The processor, as this handler needs it."""
+
+    async def process(self, origin: Origin, *, before_commit: Callable[[], Awaitable[None]]) -> Committed:
+        """Bring one event to its end."""
+
+
+class Buries(Protocol):
+    """Where a message goes that can never be handled."""
+
+    async def bury(
+        self, event_id: str | None, event_type: str, origin: Origin, code: str, detail: str
+    ) -> None:
+        """Set it aside."""
+
+
+class Worker:
+    """Takes events from the broker and processes them, several at a time, in no particular order.
+
+    Args:
+        epoch: The stream's creation time, as far as known now.
+        on_committed: Called after each commit that told something.
+    """
+
+    def __init__(
+        self,
+        processor: Processes,
+        store: Buries,
+        leases: Leases,
+        *,
+        epoch: Callable[[], datetime],
+        ack_wait: timedelta,
+        metrics: Metrics,
+        tracer: Tracer,
+        clock: Clock,
+        crash_points: CrashPoints,
+        on_committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._processor = processor
+        self._store = store
+        self._leases = leases
+        self._epoch = epoch
+        self._ack_wait = ack_wait
+        self._metrics = metrics
+        self._tracer = tracer
+        self._clock = clock
+        self._crash_points = crash_points
+        self._on_committed = on_committed
+        self._queue: asyncio.Queue[Msg] = asyncio.Queue(WORKERS * 2)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_stopping = False
+
+    async def start(self) -> None:
+        """Begin to process what is handed in."""
+        self._tasks = [asyncio.create_task(self._work(), name=f"billing.{n}") for n in range(WORKERS)]
+
+    async def stop(self) -> None:
+        """Take no more, bring what was taken to its end."""
+        self._is_stopping = True
+        await self._queue.join()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def handle(self, messages: list[Msg]) -> None:
+        """The broker's door: hand messages in; waits while all hands are full."""
+        for place, message in enumerate(messages):
+            if self._is_stopping:
+                await delivery.nak(messages[place:], delay=timedelta())
+                return
+            await self._queue.put(message)
+
+    async def _work(self) -> None:
+        while True:
+            message = await self._queue.get()
+            try:
+                await self._one(message)
+            except Exception:  # nothing may end this loop: what is not acknowledged comes again
+                _log.exception("billing.failed", seq=message.metadata.sequence.stream)
+                await delivery.nak([message], delay=BACKOFF[-1])
+            finally:
+                self._queue.task_done()
+
+    async def _one(self, message: Msg) -> None:
+        metadata = message.metadata
+        traced: dict[str, str] = {}
+        with self._tracer.start_as_current_span(
+            "billing process", kind=SpanKind.CONSUMER, context=context_from_headers(message.headers)
+        ):
+            inject_headers(traced)
+            origin = Origin(
+                subject=message.subject,
+                body=message.data,
+                epoch=self._epoch(),
+                seq=metadata.sequence.stream,
+                traceparent=traced.get("traceparent"),
+            )
+            claim = await self._leases.claim(message.subject.rpartition(".")[2])
+            if isinstance(claim, Busy):
+                self._metrics.retries.labels("busy").inc()
+                await delivery.nak([message], delay=min(claim.left, BACKOFF[2]))
+                return
+            held = claim if isinstance(claim, Held) else None
+            try:
+                async with delivery.in_progress([message], ack_wait=self._ack_wait):
+                    is_done = await self._settle(message, origin, held)
+            finally:
+                if held is not None:
+                    await self._leases.release(held)
+            if is_done:
+                self._crash_points.reach("apply.after_commit")
+                await delivery.ack([message])
+                self._crash_points.reach("apply.after_ack")
+                age = (self._clock.now() - metadata.timestamp).total_seconds()
+                self._metrics.accept_to_applied.observe(max(0.0, age))
+
+    async def _settle(self, message: Msg, origin: Origin, held: Held | None) -> bool:
+        """Whether the message is at its end; else it comes again."""
+        started = time.monotonic()
+
+        async def before_commit() -> None:
+            is_long = time.monotonic() - started > LONG.total_seconds()
+            if held is not None and is_long and not await self._leases.renew(held):
+                raise FencedError("billing: the lease is another's")
+
+        tries = message.metadata.num_delivered
+        try:
+            committed = await self._processor.process(origin, before_commit=before_commit)
+        except TransientError as error:
+            self._metrics.retries.labels("transient").inc()
+            _log.warning("billing.postponed", seq=origin.seq, tries=tries, error=str(error))
+            return await self._again(message, tries)
+        except PermanentError as error:
+            return await self._set_aside(message, origin, _code(error), str(error), tries)
+        except Exception as error:
+            _log.exception("billing.failed", seq=origin.seq, tries=tries)
+            self._metrics.retries.labels("defect").inc()
+            if tries < MAX_CRASHES:
+                return await self._again(message, tries)
+            return await self._set_aside(message, origin, "defect", type(error).__name__, tries)
+        if committed.facts:
+            self._on_committed()
+        if committed.outcome is Outcome.QUARANTINED:
+            _log.warning("billing.quarantined", seq=origin.seq)
+        return True
+
+    async def _set_aside(self, message: Msg, origin: Origin, code: str, detail: str, tries: int) -> bool:
+        tokens = origin.subject.split(".")
+        try:
+            await self._store.bury(tokens[-1], tokens[-2] if len(tokens) > 2 else "", origin, code, detail)
+        except TransientError:
+            return await self._again(message, tries)
+        self._metrics.processed.labels(Outcome.DEAD.value).inc()
+        _log.warning("billing.set_aside", seq=origin.seq, code=code)
+        return True
+
+    async def _again(self, message: Msg, tries: int) -> bool:
+        await delivery.nak([message], delay=BACKOFF[min(tries, len(BACKOFF)) - 1])
+        return False
+
+
+def _code(error: PermanentError) -> str:
+    if isinstance(error, MalformedEventError):
+        return "malformed"
+    return "needs_api_key" if isinstance(error, NeedsKeyError) else "unreadable_object"

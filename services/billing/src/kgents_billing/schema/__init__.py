@@ -1,0 +1,1 @@
+"""Billing's migrations, in name order; a file that has run is never edited."""

@@ -1,0 +1,1 @@
+"""What billing writes to and asks: Postgres, the bus, Stripe."""

@@ -1,0 +1,100 @@
+"""EVENTS as billing writes to it: facts, polled Stripe events, dead letters; each is there once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from kgents_billing.sinks.store import DeadLetter, Owed
+from kgents_common import stripe_events, subjects
+from kgents_common.clock import Clock
+from kgents_common.connection import Connection
+from kgents_common.delivery import header_text
+from kgents_common.errors import KgentsError
+from kgents_common.publisher import Ack, AlreadyThereError, Publisher
+from kgents_common.stored import stored_ids
+from kgents_common.stripe_events import StripeEnvelope
+
+# JetStream recognises an id for two minutes; half of that leaves room for clocks and for the publish itself.
+SURE = timedelta(minutes=1)
+# How much earlier than its row a message may seem to be stored, the two servers' clocks differing.
+SKEW = timedelta(minutes=1)
+
+
+class Bus:
+    """Publishes to EVENTS."""
+
+    def __init__(self, connection: Connection, publisher: Publisher, clock: Clock) -> None:
+        self._connection = connection
+        self._publisher = publisher
+        self._clock = clock
+
+    async def publish_facts(self, owed: Sequence[Owed]) -> list[int]:
+        """Publish facts; the numbers of those that are stored, now or before.
+
+        A fact that may have been published longer ago than JetStream remembers is looked for first.
+
+        Raises:
+            TransientError: It could not be looked.
+        """
+        old = [fact for fact in owed if fact.age_seconds > SURE.total_seconds()]
+        there: dict[str, int] = {}
+        if old:
+            there = await stored_ids(
+                self._connection,
+                stream=subjects.EVENTS,
+                subject="events.billing.>",
+                since=min(fact.made_at for fact in old) - SKEW,
+                wanted=[fact.key for fact in old],
+            )
+        missing = [fact for fact in owed if fact.key not in there]
+        answers = await asyncio.gather(*(self._publish(fact) for fact in missing))
+        return [fact.n for fact in owed if fact.key in there] + [n for n in answers if n is not None]
+
+    async def append(self, event: StripeEnvelope, body: bytes, *, received_at: datetime) -> bool:
+        """Store a polled Stripe event as the door does; whether it was missing.
+
+        Raises:
+            NotDurableError: It is not stored.
+        """
+        made = stripe_events.append(event, body, received_at=received_at, via="poll")
+        try:
+            await self._publisher.publish(
+                made.subject, made.body, message_id=made.message_id, headers=made.headers
+            )
+        except AlreadyThereError:
+            return False
+        return True
+
+    async def announce_dead(self, letter: DeadLetter) -> None:
+        """Mirror a dead letter to `events.deadletter.billing.<code>`, whole.
+
+        Raises:
+            NotDurableError: It is not stored.
+        """
+        await self._publisher.publish(
+            subjects.dead_letter("billing", letter.code),
+            letter.body,
+            message_id=f"dl:billing:{letter.epoch.timestamp()}:{letter.seq}",
+            headers={
+                "content-type": "application/json",
+                "Kgents-Dead-Letter-Id": str(letter.id),
+                "Kgents-Original-Subject": letter.subject,
+                "Kgents-Original-Sequence": str(letter.seq),
+                "Kgents-Reason": letter.code,
+                "Kgents-Detail": header_text(letter.detail),
+            },
+        )
+
+    async def _publish(self, fact: Owed) -> int | None:
+        headers = {"content-type": "application/cloudevents+json; charset=utf-8"}
+        if fact.traceparent:
+            headers["traceparent"] = fact.traceparent
+        try:
+            answer: Ack = await self._publisher.publish(
+                fact.subject, fact.body, message_id=fact.key, headers=headers
+            )
+        except KgentsError:
+            return None  # it stays owed
+        return fact.n if answer.seq else None

@@ -1,0 +1,19 @@
+"""Schema `billing`: subscriptions, facts owed to the bus, what was applied, what waits or was set aside."""
+
+from kgents_billing.sinks.store.commit import Committed, Origin, OvertakenError, Store
+from kgents_billing.sinks.store.letters import DeadLetter, Letters, Waiting
+from kgents_billing.sinks.store.outbox import Outbox, Owed
+from kgents_billing.sinks.store.subscriptions import Subscriptions
+
+__all__ = [
+    "Committed",
+    "DeadLetter",
+    "Letters",
+    "Origin",
+    "Outbox",
+    "OvertakenError",
+    "Owed",
+    "Store",
+    "Subscriptions",
+    "Waiting",
+]

@@ -1,0 +1,336 @@
+"""What an event leads to, committed in one transaction, and what is known before it is decided.
+
+Keys decide what happens once: the event's id, the subscription's version, the fact's semantic key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from kgents_billing.model.decision import Decision, Known, Outcome
+from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.facts import Fact
+from kgents_billing.model.subscription import Subscription
+from kgents_billing.model.tenant import Hints, Learned
+from kgents_billing.sinks.store.subscriptions import COLUMNS, as_stored
+from kgents_common.crash import CrashPoints
+from kgents_common.database import transient_errors
+from kgents_common.errors import TransientError
+
+RECONCILE_SUBSCRIPTIONS = "subscriptions"
+
+_CUSTOMER = """
+select tenant from billing.customer
+where id = coalesce(
+    %(customer)s, (select customer from billing.reference where id = any(%(references)s) order by id limit 1)
+)
+"""
+_APPLIED = """
+insert into billing.applied (event_id, type, outcome)
+select id, %(type)s, %(outcome)s from unnest(%(ids)s::text[]) as id order by id
+on conflict (event_id) do nothing returning event_id
+"""
+_INSERT = """
+insert into billing.subscription (id, tenant, customer, livemode, status, state, recent, has_started,
+    observed_via, needs_refetch, last_access, last_event, version)
+values (%(id)s, %(tenant)s, %(customer)s, %(livemode)s, %(status)s, %(state)s, %(recent)s, %(has_started)s,
+    %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s, 1)
+on conflict (id) do nothing
+"""
+_UPDATE = """
+update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, status = %(status)s,
+    state = %(state)s, recent = %(recent)s, has_started = %(has_started)s, observed_via = %(observed_via)s,
+    needs_refetch = %(needs_refetch)s, last_access = %(last_access)s, last_event = %(last_event)s,
+    version = version + 1, updated_at = now()
+where id = %(id)s and version = %(version)s
+"""
+_FACTS = """
+insert into billing.fact (key, tenant, type, subject, body, traceparent)
+select key, %(tenant)s, type, subject, body, %(traceparent)s
+from unnest(%(keys)s::text[], %(types)s::text[], %(subjects)s::text[], %(bodies)s::bytea[])
+    with ordinality as t (key, type, subject, body, place) order by place
+on conflict (key) do nothing returning key
+"""
+# Which word stands does not depend on the order in which words arrive.
+_LEARN = """
+insert into billing.customer as c (id, tenant, trust, second, is_deleted)
+values (%(customer)s, %(tenant)s, %(trust)s, %(second)s, %(is_deleted)s)
+on conflict (id) do update set
+    is_deleted = c.is_deleted or excluded.is_deleted,
+    updated_at = now(),
+    (tenant, trust, second) = (
+        select tenant, trust, second
+        from (values (c.tenant, c.trust, c.second), (excluded.tenant, excluded.trust, excluded.second))
+            as word (tenant, trust, second)
+        order by trust desc, second desc, tenant desc nulls last limit 1
+    )
+"""
+_QUARANTINE = """
+insert into billing.quarantine (event_id, type, customer, subject, body, epoch, seq, reason)
+values (%(id)s, %(type)s, %(customer)s, %(subject)s, %(body)s, %(epoch)s, %(seq)s, %(reason)s)
+on conflict (event_id) do nothing
+"""
+_DEAD = """
+insert into billing.dead (event_id, type, subject, body, epoch, seq, code, detail)
+values (%(id)s, %(type)s, %(subject)s, %(body)s, %(epoch)s, %(seq)s, %(code)s, %(detail)s)
+on conflict (epoch, seq) do nothing
+"""
+
+
+class OvertakenError(TransientError):
+    """The subscription was written meanwhile: decide again with what is there now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The stored message an event came with.
+
+    Attributes:
+        epoch: When the stream was created; `seq` counts within it.
+    """
+
+    subject: str
+    body: bytes
+    epoch: datetime
+    seq: int
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """How an event ended, and how many of its facts are new."""
+
+    outcome: Outcome
+    facts: int = 0
+
+
+class Store:
+    """Reads what a decision needs and commits what it says."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection], crash_points: CrashPoints) -> None:
+        self._pool = pool
+        self._crash_points = crash_points
+
+    async def known(self, event_ids: Sequence[str], said: Hints) -> Known:
+        """What is known about an event's surroundings.
+
+        Args:
+            event_ids: Its id, and its twin's.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                applied = await (
+                    await connection.execute(
+                        "select 1 from billing.applied where event_id = any(%s)", [list(event_ids)]
+                    )
+                ).fetchone()
+                if applied is not None:
+                    return Known(is_applied=True)
+                row = None
+                if said.subscription is not None:
+                    row = await (
+                        await connection.execute(
+                            f"select {COLUMNS} from billing.subscription where id = %s".encode(),
+                            [said.subscription],
+                        )
+                    ).fetchone()
+                tenant = None
+                if said.customer is not None or said.references:
+                    tenant = await (
+                        await connection.execute(
+                            _CUSTOMER, {"customer": said.customer, "references": list(said.references)}
+                        )
+                    ).fetchone()
+        return Known(
+            subscription=as_stored(row).row if row else None, customer_tenant=tenant[0] if tenant else None
+        )
+
+    async def commit(
+        self, event: StripeEvent, decision: Decision, origin: Origin, *, detail: str = "", again: bool = False
+    ) -> Committed:
+        """Commit a decision; when it returns, it is durable.
+
+        Args:
+            detail: Of a dead letter, for an operator; nothing of the body.
+            again: The event may have been applied before: an operator replays it.
+
+        Raises:
+            OvertakenError: Nothing is committed.
+            TransientError: Nothing is committed, or (a lost connection) all of it: the event's id tells.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection, connection.transaction():
+                if decision.outcome is Outcome.QUARANTINED:
+                    await self._quarantine(connection, event, decision, origin)
+                    return Committed(Outcome.QUARANTINED)
+                if not await self._is_first(connection, event, decision) and not again:
+                    return Committed(Outcome.DUPLICATE)
+                facts = await self._write(connection, event, decision, origin)
+                if decision.outcome is Outcome.DEAD:
+                    await self._bury(connection, event, decision, origin, detail)
+                self._crash_points.reach("apply.before_commit")
+        return Committed(decision.outcome, facts)
+
+    async def observe(
+        self, row: Subscription, facts: Sequence[Fact], *, livemode: bool, traceparent: str | None = None
+    ) -> int:
+        """Commit what looking at a subscription itself led to; how many facts are new.
+
+        Raises:
+            OvertakenError: Nothing is committed.
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection, connection.transaction():
+                await self._put(connection, row, livemode=livemode)
+                return await self._tell(connection, row.tenant, facts, traceparent)
+
+    async def bury(
+        self, event_id: str | None, event_type: str, origin: Origin, code: str, detail: str
+    ) -> None:
+        """Set aside a message that is no event anybody could decide on.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(_DEAD, _dead(event_id, event_type, origin, code, detail))
+
+    async def _is_first(self, connection: AsyncConnection, event: StripeEvent, decision: Decision) -> bool:
+        """Note the event, and a thin one's twin, as applied; whether neither was."""
+        ids = [event.id] if event.twin is None else [event.id, event.twin]
+        noted = await (
+            await connection.execute(
+                _APPLIED, {"ids": ids, "type": event.type, "outcome": decision.outcome.value}
+            )
+        ).fetchall()
+        return len(noted) == len(ids)
+
+    async def _write(
+        self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin
+    ) -> int:
+        if decision.row is not None:
+            await self._put(connection, decision.row, livemode=event.livemode)
+        if decision.learned is not None:
+            await self._learn(connection, decision.learned, event.second)
+        if decision.flag_customer is not None:
+            await connection.execute(
+                "update billing.subscription set needs_refetch = true, version = version + 1"
+                " where customer = %s and status not in ('canceled', 'incomplete_expired')",
+                [decision.flag_customer],
+            )
+        if decision.wants_reconcile:
+            await connection.execute(
+                "update billing.cursor set second = 0 where name = %s", [RECONCILE_SUBSCRIPTIONS]
+            )
+        await connection.execute("delete from billing.quarantine where event_id = %s", [event.id])
+        if decision.tenant is None:
+            return 0
+        return await self._tell(connection, decision.tenant, decision.facts, origin.traceparent)
+
+    async def _put(self, connection: AsyncConnection, row: Subscription, *, livemode: bool) -> None:
+        values = {
+            "id": row.id,
+            "tenant": row.tenant,
+            "customer": row.state.customer,
+            "livemode": livemode,
+            "status": row.state.status,
+            "state": msgspec.json.encode(row.state).decode(),
+            "recent": msgspec.json.encode(row.window).decode(),
+            "has_started": row.has_started,
+            "observed_via": row.observed_via,
+            "needs_refetch": row.needs_refetch,
+            "last_access": row.last_access.value,
+            "last_event": row.last_event,
+            "version": row.version,
+        }
+        written = await connection.execute(_INSERT if row.version == 0 else _UPDATE, values)
+        if written.rowcount == 0:
+            raise OvertakenError(f"subscription {row.id} was written meanwhile")
+
+    async def _tell(
+        self, connection: AsyncConnection, tenant: str, facts: Sequence[Fact], traceparent: str | None
+    ) -> int:
+        if not facts:
+            return 0
+        told = await connection.execute(
+            _FACTS,
+            {
+                "tenant": tenant,
+                "traceparent": traceparent,
+                "keys": [fact.key for fact in facts],
+                "types": [fact.type for fact in facts],
+                "subjects": [fact.subject(tenant) for fact in facts],
+                "bodies": [fact.body(tenant) for fact in facts],
+            },
+        )
+        return len(await told.fetchall())
+
+    async def _learn(self, connection: AsyncConnection, learned: Learned, second: int) -> None:
+        if learned.tenant is not None or learned.is_deleted:
+            await connection.execute(
+                _LEARN,
+                {
+                    "customer": learned.customer,
+                    "tenant": learned.tenant,
+                    "trust": int(learned.trust) if learned.tenant is not None else 0,
+                    "second": second,
+                    "is_deleted": learned.is_deleted,
+                },
+            )
+            # What waited to learn whose it is need wait no longer.
+            await connection.execute(
+                "update billing.quarantine set next_at = now() where customer = %s", [learned.customer]
+            )
+        if learned.references:
+            await connection.execute(
+                "insert into billing.reference (id, customer) select id, %s from unnest(%s::text[]) as id"
+                " order by id on conflict (id) do nothing",
+                [learned.customer, list(learned.references)],
+            )
+
+    async def _quarantine(
+        self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin
+    ) -> None:
+        customer = event.object.get("customer") if event.object is not None else None
+        await connection.execute(
+            _QUARANTINE,
+            {
+                "id": event.id,
+                "type": event.type,
+                "customer": customer if isinstance(customer, str) else None,
+                "subject": origin.subject,
+                "body": origin.body,
+                "epoch": origin.epoch,
+                "seq": origin.seq,
+                "reason": decision.reason,
+            },
+        )
+
+    async def _bury(
+        self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin, detail: str
+    ) -> None:
+        await connection.execute(_DEAD, _dead(event.id, event.type, origin, decision.reason, detail))
+
+
+def _dead(event_id: str | None, event_type: str, origin: Origin, code: str, detail: str) -> dict[str, object]:
+    return {
+        "id": event_id,
+        "type": event_type,
+        "subject": origin.subject,
+        "body": origin.body,
+        "epoch": origin.epoch,
+        "seq": origin.seq,
+        "code": code,
+        "detail": detail.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()[:1000],
+    }

@@ -1,0 +1,57 @@
+"""How far polls have come, and what is old enough to be forgotten; it asks nobody but Postgres."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from kgents_common.database import transient_errors
+
+# Stripe delivers for days and EVENTS keeps 35; facts' keys, which are kept for ever, stand behind this.
+REMEMBERED = timedelta(days=90)
+
+
+class Cursors:
+    """`billing.cursor`."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+        self._pool = pool
+
+    async def get(self, name: str) -> int | None:
+        """A poll's second; None before its first.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                row = await (
+                    await connection.execute("select second from billing.cursor where name = %s", [name])
+                ).fetchone()
+        return row[0] if row else None
+
+    async def advance(self, name: str, second: int) -> None:
+        """Note how far a poll came; never back.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(
+                    "insert into billing.cursor as c (name, second) values (%s, %s)"
+                    " on conflict (name) do update set second = greatest(c.second, excluded.second),"
+                    " updated_at = now()",
+                    [name, second],
+                )
+
+    async def forget(self) -> int:
+        """Forget which events of long ago were applied; how many."""
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                gone = await connection.execute(
+                    "delete from billing.applied where at < now() - %s", [REMEMBERED]
+                )
+                return gone.rowcount

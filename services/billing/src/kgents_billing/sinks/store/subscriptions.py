@@ -1,0 +1,101 @@
+"""Rows of subscriptions, read as the model has them; it decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from kgents_billing.model.access import Access
+from kgents_billing.model.order import Window
+from kgents_billing.model.projection import State
+from kgents_billing.model.subscription import Subscription
+from kgents_common.database import transient_errors
+
+COLUMNS = (
+    "id, tenant, livemode, state::text, recent::text, has_started, observed_via, needs_refetch, last_access,"
+    " last_event, version, updated_at"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A subscription as it is stored."""
+
+    row: Subscription
+    livemode: bool
+    updated_at: datetime
+
+
+class Subscriptions:
+    """Reads of `billing.subscription`."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+        self._pool = pool
+
+    async def of_tenant(self, tenant: str) -> list[Stored]:
+        """Every subscription of a tenant.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        return await self._select("where tenant = %s", [tenant])
+
+    async def get(self, subscription_id: str) -> Stored | None:
+        """One subscription.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        found = await self._select("where id = %s", [subscription_id])
+        return found[0] if found else None
+
+    async def to_refetch(self, limit: int) -> list[Stored]:
+        """Those whose last state only Stripe can tell, the longest waiting first.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        return await self._select("where needs_refetch order by updated_at limit %s", [limit])
+
+    async def count_to_refetch(self) -> int:
+        """How many of those there are."""
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                row = await (
+                    await connection.execute("select count(*) from billing.subscription where needs_refetch")
+                ).fetchone()
+        return row[0] if row else 0
+
+    async def _select(self, condition: str, values: Sequence[object]) -> list[Stored]:
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(
+                    f"select {COLUMNS} from billing.subscription {condition}".encode(), values
+                )
+                return [as_stored(row) for row in await cursor.fetchall()]
+
+
+def as_stored(row: Sequence[Any]) -> Stored:
+    """A row of `COLUMNS`."""
+    return Stored(
+        Subscription(
+            id=row[0],
+            tenant=row[1],
+            state=msgspec.json.decode(row[3], type=State),
+            window=msgspec.json.decode(row[4], type=Window),
+            has_started=row[5],
+            observed_via=row[6],
+            needs_refetch=row[7],
+            last_access=Access(row[8]),
+            last_event=row[9],
+            version=row[10],
+        ),
+        livemode=row[2],
+        updated_at=row[11],
+    )
