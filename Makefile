@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.synced
 export UV_PROJECT_ENVIRONMENT := .venv
+# Tests mostly wait for servers: four at a time on two cores, each worker with servers of its own.
+PARALLEL := -n 4 --dist worksteal
 unexport VIRTUAL_ENV PYTHONPATH
 
 .DEFAULT_GOAL := help
@@ -29,13 +31,13 @@ up: $(STAMP) ## Keep the stack running, print what to try, show what flows; Ctrl
 	@$(BIN)/python -m kgents_devstack up
 
 test: $(STAMP) ## Run the tests on real servers (under ten minutes on two cores)
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 test-long: $(STAMP) ## Run the longer proofs
 	@$(BIN)/python -m pytest -m long --timeout 1800
 
 test-nats-2.10: $(STAMP) ## Run the tests on the oldest NATS server we support
-	@NATS_SERVER_VERSION=2.10.26 $(BIN)/python -m pytest -m "not long"
+	@NATS_SERVER_VERSION=2.10.26 $(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 check: $(STAMP) ## Lint, types and import contracts
 	@$(BIN)/ruff check .
