@@ -106,8 +106,8 @@ class Processor:
         """
         event = events.read(origin.body)
         for _ in range(MAX_OVERTAKEN):
-            known = await self._known(event)
-            if known.is_applied and not again:
+            known = await self._known(event, surroundings_only=again)
+            if known.is_applied:
                 return self._note(event, Committed(Outcome.DUPLICATE))
             whole, is_current = await self._whole(event)
             if whole is not event:
