@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kgents_api.handlers import openapi
+from kgents_api.handlers import openapi, stripe_webhooks
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.events import Events, as_openmeter
 from kgents_api.handlers.instrument import Instrument
 from kgents_api.handlers.intake import Limits
 from kgents_api.handlers.refusal import Refused
+from kgents_api.handlers.stripe_webhooks import StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
 from kgents_api.settings import ApiSettings
 from kgents_api.sinks.stream import StreamSink
+from kgents_api.sinks.stripe_secrets import WebhookSecrets
 from kgents_common import health, service
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
@@ -56,16 +59,23 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
 
     events = Events(authentication, sink, limits=limits, clock=clock)
     ingest = Events(authentication, sink, limits=limits, clock=clock, answer=as_openmeter)
+    webhooks = _webhooks(settings, publisher, registry, clock)
+    described = stripe_webhooks.openapi_paths() if webhooks else {}
     routes = [
         Route("/v1/events", events, methods=["POST"]),
         Route("/api/v1/events", ingest, methods=["POST"]),
         *health.routes(document, registry),
-        *openapi.routes(limits),
+        *(stripe_webhooks.routes(webhooks) if webhooks else ()),
+        *openapi.routes(limits, described),
     ]
     starlette = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem, Refused: _refused})
     app = Instrument(
         starlette,
-        direct={("POST", "/v1/events"): events, ("POST", "/api/v1/events"): ingest},
+        direct={
+            ("POST", "/v1/events"): events,
+            ("POST", "/api/v1/events"): ingest,
+            **({("POST", stripe_webhooks.PATH): webhooks} if webhooks else {}),
+        },
         routes={route.path: route.path for route in routes if isinstance(route, Route)},
         metrics=metrics,
         tracer=tracing.tracer if settings.otlp_endpoint else None,
@@ -81,6 +91,19 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
             Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
         ],
         tracing=tracing,
+    )
+
+
+def _webhooks(
+    settings: ApiSettings, publisher: Publisher, registry: CollectorRegistry, clock: Clock
+) -> StripeWebhooks | None:
+    """The door for Stripe; none where no secret is configured."""
+    inline, path = settings.stripe_webhook_secrets, settings.stripe_webhook_secrets_file
+    if inline is None and path is None:
+        return None
+    secrets = WebhookSecrets(inline.get_secret_value() if inline else None, path, clock)
+    return StripeWebhooks(
+        secrets, publisher, metrics=WebhookMetrics(registry), clock=clock, mode=settings.stripe_mode
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from kgents_common.settings import ServiceSettings
 
@@ -21,4 +22,12 @@ class ApiSettings(ServiceSettings):
     max_batch_events: int = Field(1000, validation_alias="KGENTS_MAX_BATCH_EVENTS", gt=0, le=5000)
     max_concurrency: int = Field(512, validation_alias="KGENTS_MAX_CONCURRENCY", gt=0)
     publish_timeout_seconds: float = Field(4, validation_alias="KGENTS_PUBLISH_TIMEOUT_SECONDS", gt=0)
+    # Without secrets there is no webhook door: it would verify what anybody signs.
+    stripe_webhook_secrets: SecretStr | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRETS")
+    stripe_webhook_secrets_file: Path | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRETS_FILE")
+    stripe_mode: Literal["live", "test"] | None = Field(
+        None,
+        validation_alias="KGENTS_STRIPE_MODE",
+        description="Store events of this mode only; else of both",
+    )
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -35,8 +36,8 @@ b{display:inline-block;min-width:4rem}
 """
 
 
-def document(limits: Limits) -> dict[str, Any]:
-    """The OpenAPI document, as data."""
+def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, as data; `more` are paths that not every deployment has."""
     (receipts,), schemas = msgspec.json.schema_components([Receipts])
     return {
         "openapi": "3.1.0",
@@ -103,6 +104,7 @@ def document(limits: Limits) -> dict[str, Any]:
                     },
                 }
             },
+            **more,
         },
         "components": {
             "securitySchemes": {
@@ -114,9 +116,9 @@ def document(limits: Limits) -> dict[str, Any]:
     }
 
 
-def routes(limits: Limits) -> list[BaseRoute]:
+def routes(limits: Limits, more: Mapping[str, Any]) -> list[BaseRoute]:
     """`/openapi.json` and `/docs`."""
-    described = document(limits)
+    described = document(limits, more)
     encoded = msgspec.json.encode(described)
     page = _page(described)
 
