@@ -18,6 +18,7 @@ import structlog
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kgents_common.errors import ConfigurationError, KgentsError
 from kgents_common.health import Health
@@ -47,6 +48,37 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with an end to waiting for clients that do not read.
+
+    uvicorn waits for ever while a client takes nothing, and a connection closed with unsent bytes lingers as
+    long. Here it is cut when the bytes above the transport's high-water mark are not taken in time.
+    """
+
+    stalled_seconds = 30.0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._cut: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._cut = self.loop.call_later(self.stalled_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._keep()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._keep()
+        super().connection_lost(exc)
+
+    def _keep(self) -> None:
+        if self._cut is not None:
+            self._cut.cancel()
+            self._cut = None
+
+
 async def serve(
     *,
     settings: ServiceSettings,
@@ -56,12 +88,14 @@ async def serve(
     tracing: Tracing,
     before_drain: Callable[[], Awaitable[None]] | None = None,
     limit_concurrency: int | None = None,
+    stalled_seconds: float = 30,
 ) -> None:
     """Run until SIGTERM or SIGINT.
 
     Args:
         parts: Started in this order, stopped in reverse.
         before_drain: Called when the stop begins, e.g. to end streams that would never end by themselves.
+        stalled_seconds: How long a client may take nothing of its answer before its connection is cut.
 
     Raises:
         ConfigurationError: A part refuses to start.
@@ -78,7 +112,7 @@ async def serve(
             host=settings.host,
             port=settings.port,
             loop="none",
-            http="httptools",
+            http=type("Protocol", (_Protocol,), {"stalled_seconds": stalled_seconds}),
             lifespan="off",
             access_log=False,
             log_config=None,
