@@ -11,17 +11,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kgents_api.handlers import openapi, stripe_webhooks
+from kgents_api.handlers import live, openapi, stripe_webhooks
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.events import Events, as_openmeter
 from kgents_api.handlers.instrument import Instrument
 from kgents_api.handlers.intake import Limits
+from kgents_api.handlers.live import Live, LiveLimits
+from kgents_api.handlers.live_client import LiveMetrics
 from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.stripe_webhooks import StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
 from kgents_api.settings import ApiSettings
 from kgents_api.sinks.stream import StreamSink
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
+from kgents_api.sources.live import AgenteseLog
 from kgents_common import health, service
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
@@ -60,10 +63,12 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     events = Events(authentication, sink, limits=limits, clock=clock)
     ingest = Events(authentication, sink, limits=limits, clock=clock, answer=as_openmeter)
     webhooks = _webhooks(settings, publisher, registry, clock)
-    described = stripe_webhooks.openapi_paths() if webhooks else {}
+    streams = _live(settings, authentication, connection, registry)
+    described = {**live.openapi_paths(), **(stripe_webhooks.openapi_paths() if webhooks else {})}
     routes = [
         Route("/v1/events", events, methods=["POST"]),
         Route("/api/v1/events", ingest, methods=["POST"]),
+        *live.routes(streams),
         *health.routes(document, registry),
         *(stripe_webhooks.routes(webhooks) if webhooks else ()),
         *openapi.routes(limits, described),
@@ -74,12 +79,14 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         direct={
             ("POST", "/v1/events"): events,
             ("POST", "/api/v1/events"): ingest,
+            ("GET", live.PATH): streams,
             **({("POST", stripe_webhooks.PATH): webhooks} if webhooks else {}),
         },
         routes={route.path: route.path for route in routes if isinstance(route, Route)},
         metrics=metrics,
         tracer=tracing.tracer if settings.otlp_endpoint else None,
         max_concurrency=settings.max_concurrency,
+        unlimited=[live.PATH],
     )
     await service.serve(
         settings=settings,
@@ -91,7 +98,22 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
             Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
         ],
         tracing=tracing,
+        before_drain=streams.drain,
+        stalled_seconds=settings.stalled_client_seconds,
     )
+
+
+def _live(
+    settings: ApiSettings,
+    authentication: Authentication,
+    connection: Connection,
+    registry: CollectorRegistry,
+) -> Live:
+    """The door for live streams."""
+    limits = LiveLimits(
+        settings.live_max_clients, settings.live_max_clients_per_tenant, settings.live_heartbeat_seconds
+    )
+    return Live(authentication, AgenteseLog(connection), limits=limits, metrics=LiveMetrics(registry))
 
 
 def _webhooks(

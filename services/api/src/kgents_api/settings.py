@@ -30,4 +30,13 @@ class ApiSettings(ServiceSettings):
         validation_alias="KGENTS_STRIPE_MODE",
         description="Store events of this mode only; else of both",
     )
+    live_heartbeat_seconds: float = Field(15, validation_alias="KGENTS_LIVE_HEARTBEAT_SECONDS", gt=0)
+    live_max_clients: int = Field(2000, validation_alias="KGENTS_LIVE_MAX_CLIENTS", ge=0)
+    live_max_clients_per_tenant: int = Field(200, validation_alias="KGENTS_LIVE_MAX_CLIENTS_PER_TENANT", ge=0)
+    stalled_client_seconds: float = Field(
+        15,
+        validation_alias="KGENTS_STALLED_CLIENT_SECONDS",
+        gt=0,
+        description="A client that takes none of its answer for so long is cut",
+    )
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import structlog
 from opentelemetry import trace
@@ -30,6 +30,7 @@ class Instrument:
         routes: Path to its label in metrics and spans; any other path is `other`.
         tracer: None to make no spans; the caller's trace context then travels on as it came.
         max_concurrency: More requests than this at once are answered 503.
+        unlimited: Labels of routes that do not count, being answered at once or having a limit of their own.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Instrument:
         metrics: Metrics,
         tracer: Tracer | None,
         max_concurrency: int,
+        unlimited: Collection[str] = (),
     ) -> None:
         self._app = app
         self._direct = direct
@@ -48,6 +50,7 @@ class Instrument:
         self._metrics = metrics
         self._tracer = tracer
         self._max_concurrency = max_concurrency
+        self._unlimited = frozenset(unlimited)
         self._running = 0
         self._counters: dict[tuple[str, str, int], Counter] = {}
         self._latencies = {label: metrics.latency.labels(label) for label in {*routes.values(), OTHER}}
@@ -69,9 +72,10 @@ class Instrument:
                 has_begun = True
             await send(message)
 
-        self._running += 1
+        counted = route not in self._unlimited
+        self._running += counted
         try:
-            if self._running > self._max_concurrency and not route.startswith("/health"):
+            if counted and self._running > self._max_concurrency and not route.startswith("/health"):
                 raise Refused(
                     503, "too many requests at once", reason="too_busy", headers={"retry-after": "1"}
                 )
@@ -92,7 +96,7 @@ class Instrument:
                 scope, receive, watching
             )
         finally:
-            self._running -= 1
+            self._running -= counted
             self._note(route, scope["method"], status, time.perf_counter() - started)
 
     async def _traced(

@@ -1,0 +1,1 @@
+"""Where the api reads from: one module for each neighbour it follows."""
