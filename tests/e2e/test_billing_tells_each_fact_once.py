@@ -1,0 +1,194 @@
+"""Stripe's webhooks become facts on the bus: each once, whatever dies, is flushed or is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import time
+from collections.abc import Callable
+
+import httpx
+import nats
+import psycopg
+import pytest
+import redis
+from tests.billing.lives import START, Life, random_life, snapshot
+
+from .conftest import System, restarted, wait_for
+from .stripe_door import ENVIRONMENT, SERVICES, check_exact, deliver, ended, settle, signed, told
+
+POINTS = [
+    "apply.before_commit",
+    "apply.after_commit",
+    "apply.after_ack",
+    "publish.before_send",
+    "publish.after_send",
+    "publish.after_mark",
+]
+
+
+def some_lives(seed: int, count: int) -> tuple[list[Life], list[bytes], int]:
+    """Lives whose events are far enough apart for their order to be known; shuffled, some twice."""
+    roll = random.Random(seed)
+    lives = [random_life(roll, same_second=0.0) for _ in range(count)]
+    bodies = [one.body for life in lives for one in life.told]
+    distinct = len(bodies)
+    bodies += roll.sample(bodies, k=len(bodies) // 10)
+    roll.shuffle(bodies)
+    return lives, bodies, distinct
+
+
+@pytest.fixture
+def billing(make_system: Callable[..., System]) -> System:
+    """The door and billing."""
+    return make_system(services=SERVICES, environment=ENVIRONMENT)
+
+
+def test_lives_told_at_once_and_shuffled(billing: System) -> None:
+    """Rule: webhook to fact over the real door, stream, worker and bus; each fact once (P6)."""
+    lives, bodies, distinct = some_lives(1, 30)
+    deliver(billing, bodies)
+    settle(billing, distinct)
+    check_exact(billing, *(life.told for life in lives))
+
+
+def test_the_tenant_reads_its_subscription(billing: System) -> None:
+    """Rule: the caller sees its own tenant's subscription and entitlements, and nobody else's."""
+    life = Life().wait(5).become("active")
+    deliver(billing, [one.body for one in life.told])
+    settle(billing, 2)
+    url, keys = billing.stack.service("billing").url, billing.stack.keys
+    mine = {"authorization": f"Bearer {keys['acme']}"}
+    found = httpx.get(f"{url}/v1/billing/subscription", headers=mine).json()
+    assert (found["subscription"], found["status"], found["access"]) == (life.name, "active", "granted")
+    assert found["items"] == [{"price": "price_a", "product": "prod_a", "quantity": 1}]
+    entitled = httpx.get(f"{url}/v1/billing/entitlements", headers=mine).json()
+    assert (entitled["tenant"], entitled["access"]) == ("acme", "granted")
+    theirs = {"authorization": f"Bearer {keys['globex']}"}
+    assert httpx.get(f"{url}/v1/billing/subscription", headers=theirs).status_code == 404
+    assert httpx.get(f"{url}/v1/billing/entitlements", headers=theirs).json()["access"] == "none"
+    assert httpx.get(f"{url}/v1/billing/subscription").status_code == 401
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_named_point(make_system: Callable[..., System], point: str) -> None:
+    """Rule: state, facts and the event's id commit together; the bus is told after it, until it knows."""
+    system = make_system(
+        services=SERVICES, environment={**ENVIRONMENT, "billing": {"KGENTS_CRASH_AT": f"{point}:3"}}
+    )
+    lives, bodies, distinct = some_lives(2, 12)
+    for start in range(0, len(bodies), 10):
+        deliver(system, bodies[start : start + 10])
+        time.sleep(0.1)
+    try:
+        system.stack.service("billing").wait(30)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"the point {point} was never reached three times")
+    restarted(system, "billing")
+    settle(system, distinct)
+    check_exact(system, *(life.told for life in lives))
+
+
+def test_killed_at_random_moments(billing: System) -> None:
+    """Rule: whatever it was doing, no fact is lost and none is told twice."""
+    lives, bodies, distinct = some_lives(3, 40)
+    roll = random.Random(3)
+    for start in range(0, len(bodies), 40):
+        deliver(billing, bodies[start : start + 40])
+        time.sleep(roll.uniform(0, 0.3))
+        billing.stack.service("billing").kill()
+        restarted(billing, "billing")
+    settle(billing, distinct)
+    check_exact(billing, *(life.told for life in lives))
+
+
+def test_a_fact_published_long_before_it_was_marked_is_told_once(billing: System) -> None:
+    """Rule: what JetStream forgot is looked for before it is published again."""
+    life = Life().wait(5).become("active")
+    deliver(billing, [one.body for one in life.told])
+    settle(billing, 2)
+    billing.stack.service("billing").kill()
+    # As if it had died after publishing, three minutes ago; and the stream's memory of ids is over.
+    with psycopg.connect(billing.stack.database_url) as connection:
+        connection.execute(
+            "update billing.fact set published_at = null, made_at = made_at - interval '3 minutes'"
+        )
+    asyncio.run(_forget_ids(billing.stack.nats.url))
+    restarted(billing, "billing")
+    settle(billing, 2)
+    check_exact(billing, life.told)
+
+
+async def _forget_ids(url: str) -> None:
+    """A duplicate window of 100 ms: JetStream's memory of message ids is gone."""
+    client = await nats.connect(url)
+    jetstream = client.jetstream()
+    config = (await jetstream.stream_info("EVENTS")).config
+    config.duplicate_window = 0.1
+    await jetstream.update_stream(config)
+    await asyncio.sleep(0.5)
+    await client.close()
+
+
+def test_redis_flushed_and_gone(billing: System) -> None:
+    """Rule: Redis decides nothing: flushed or dead, every fact is told, once (P4)."""
+    lives, bodies, distinct = some_lives(4, 20)
+    third = len(bodies) // 3
+    deliver(billing, bodies[:third])
+    redis.Redis.from_url(billing.stack.redis_url).flushall()
+    deliver(billing, bodies[third : 2 * third])
+    if billing.stack.valkey.is_running:
+        billing.stack.valkey.kill()
+    deliver(billing, bodies[2 * third :])
+    settle(billing, distinct)
+    check_exact(billing, *(life.told for life in lives))
+
+
+def test_two_workers_at_once(billing: System) -> None:
+    """Rule: two workers share the work; keys decide, and the lease saves it being done twice."""
+    lives, bodies, distinct = some_lives(5, 30)
+    with billing.stack.make_service("billing", label="-2"):
+        deliver(billing, bodies)
+        settle(billing, distinct)
+    check_exact(billing, *(life.told for life in lives))
+
+
+def test_nats_away_during_the_post(billing: System) -> None:
+    """Rule: 503 until it is durable; Stripe sends again, and it is there once."""
+    lives, bodies, distinct = some_lives(6, 10)
+    deliver(billing, bodies[: len(bodies) // 2])
+    billing.stack.nats.kill()
+    url = billing.stack.service("api").url
+
+    def status() -> int:
+        answer = httpx.post(f"{url}/webhooks/stripe", content=bodies[0], headers=signed(bodies[0]))
+        return answer.status_code
+
+    wait_for(lambda: status() == 503, 20)
+    billing.stack.nats.start()
+    deliver(billing, bodies[len(bodies) // 2 :])
+    settle(billing, distinct)
+    check_exact(billing, *(life.told for life in lives))
+
+
+def test_what_cannot_be_read_is_set_aside_and_announced(billing: System) -> None:
+    """Rule: every message ends as one of applied, duplicate, quarantined, dead (P3)."""
+    thing = {"id": "sub_x", "object": "subscription", "metadata": {"tenant_id": "acme"}}
+    broken = snapshot("customer.subscription.updated", thing, second=START)
+    deliver(billing, [broken])
+
+    wanted = [("events.deadletter.billing.unreadable_object", broken)]
+    wait_for(lambda: asyncio.run(_dead_letters(billing.stack.nats.url)) == wanted, 30)
+    assert told(billing) == []
+    assert ended(billing) == 0
+
+
+async def _dead_letters(url: str) -> list[tuple[str, bytes]]:
+    client = await nats.connect(url)
+    try:
+        subscription = await client.jetstream().pull_subscribe("events.deadletter.>", stream="EVENTS")
+        pending = (await subscription.consumer_info()).num_pending or 0
+        return [(m.subject, m.data) for m in await subscription.fetch(pending, timeout=5)] if pending else []
+    finally:
+        await client.close()
