@@ -1,4 +1,4 @@
-"""A client of the live stream made of a socket: it reads as the HTML standard parses, or leaves off reading."""
+"""A client of the live stream, made of a socket: it parses as the HTML standard says, or does not read."""
 
 from __future__ import annotations
 

@@ -28,6 +28,9 @@ BATCH = "application/cloudevents-batch+json"
 TIME_ORIGIN = "timeorigin"
 TIME_ORIGIN_RECEIVED = "received"
 
+# Types of events that the system makes itself, from facts; nobody else may send one.
+RESERVED_TYPES = "billing."
+
 MAX_ID_CHARACTERS = 512
 MAX_SOURCE_CHARACTERS = 1024
 MAX_DEPTH = 32
@@ -174,6 +177,8 @@ def _check(
     event_type = text("type", 255)
     if event_type and not subjects.is_type(event_type):
         fail("type", f"must be {subjects.TYPE_RULE}")
+    elif event_type.startswith(RESERVED_TYPES):
+        fail("type", f"must not begin with '{RESERVED_TYPES}': such events are the system's own")
     content_type = _optional(attributes, "datacontenttype")
     if content_type is not None and text("datacontenttype", 256) not in ("", "application/json"):
         fail("datacontenttype", "must be 'application/json'")

@@ -47,6 +47,13 @@ def billing(tenant: str, fact: str) -> str:
     return f"events.billing.{tenant}.{fact}"
 
 
+def parse_billing(subject: str) -> AgenteseSubject | None:
+    """The tenant and fact of a subject that `billing` made; None where it is none."""
+    prefix, _, rest = subject.partition("events.billing.")
+    tenant, _, fact = rest.partition(".")
+    return AgenteseSubject(tenant, fact) if not prefix and is_tenant(tenant) and is_type(fact) else None
+
+
 def backup(kind: str) -> str:
     """`events.backup.<kind>`, e.g. `drill.passed`."""
     return f"events.backup.{kind}"

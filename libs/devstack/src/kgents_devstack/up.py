@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from kgents_devstack.demo.run import ledger_counts, stream_messages
-from kgents_devstack.stack import Stack, StackOptions
+from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
 
 REFRESH_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
@@ -32,7 +32,7 @@ def run_up(directory: Path | None) -> int:
     """Run until Ctrl-C or SIGTERM; everything it started ends with it."""
     console = Console()
     chosen = directory or Path(tempfile.mkdtemp(prefix="kgents-up-"))
-    stack = Stack(chosen, StackOptions())
+    stack = Stack(chosen, StackOptions(services=EVERYTHING))
     try:
         console.print("starting …")
         stack.start()
@@ -50,6 +50,7 @@ def run_up(directory: Path | None) -> int:
 def what_to_try(stack: Stack) -> str:
     """Lines to copy and paste."""
     api, metering = stack.service("api").url, stack.service("metering").url
+    billing, backup = stack.service("billing").url, stack.service("backup").url
     key = stack.keys["acme"]
     return f"""
 A key for the tenant acme:
@@ -68,9 +69,19 @@ The same with OpenMeter's own SDK
   openmeter.Client(endpoint="{api}", token=KEY).events.ingest_event(...)
   openmeter.Client(endpoint="{metering}", token=KEY).meters.query_json("tokens")
 
+Follow your events as they are stored
+  curl -sN {api}/v1/events/stream -H "Authorization: Bearer $KEY"
+
+Stripe's webhooks, with Stripe's own command line (start with STRIPE_API_KEY to let billing ask back)
+  stripe listen --forward-to {api}/webhooks/stripe     # signs with a secret of its own
+  the secret this stack knows: {stack.webhook_secret}
+What may the tenant use?
+  curl -s {billing}/v1/billing/entitlements -H "Authorization: Bearer $KEY"
+
 Contract and docs   {api}/docs
-Health              {api}/health   {metering}/health
-Metrics             {api}/metrics   {metering}/metrics
+Health              {api}/health   {metering}/health   {billing}/health   {backup}/health
+Metrics             the same with /metrics
+Backups             {stack.directory}/backups
 OpenMeter stand-in  {stack.openmeter.url}   (faults: PUT /_control/faults)
 NATS                {stack.nats.url}   (monitor {stack.nats.monitor_url})
 Postgres            {stack.database_url}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 from psycopg import AsyncConnection
@@ -26,6 +27,7 @@ from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.mirror import mirror_round
 from kgents_metering.handlers.stream import Applier
 from kgents_metering.metrics import Metrics
+from kgents_metering.model.event import Dead, Event, Message, classify, classify_fact
 from kgents_metering.model.meters import Meter
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger import meters as ledger_meters
@@ -41,6 +43,7 @@ SCHEMA_PACKAGE = "kgents_metering.schema"
 TARGET = "openmeter"
 
 Pool = AsyncConnectionPool[AsyncConnection]
+Classify = Callable[[Message], Event | Dead]
 _log = structlog.get_logger()
 
 
@@ -64,16 +67,17 @@ class LedgerPool:
 
 
 class Ready:
-    """Waits, as a part, until NATS is there and the consumer is seen."""
+    """Waits, as a part, until NATS is there and the consumers are seen."""
 
-    def __init__(self, connection: Connection, watchdog: Watchdog) -> None:
+    def __init__(self, connection: Connection, *watchdogs: Watchdog) -> None:
         self._connection = connection
-        self._watchdog = watchdog
+        self._watchdogs = watchdogs
 
     async def start(self) -> None:
         """Wait."""
         await self._connection.wait()
-        await self._watchdog.wait()
+        for watchdog in self._watchdogs:
+            await watchdog.wait()
 
     async def stop(self) -> None:
         """Nothing to end."""
@@ -96,34 +100,39 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
     connection = Connection(settings, name="kgent-metering")
     publisher = Publisher(connection)
     watchdog = Watchdog(connection, streams.METERING, clock)
+    facts_watchdog = Watchdog(connection, streams.METERING_BILLING_FACTS, clock)
     letters = DeadLetters(pool)
 
-    ledger = Ledger(
-        pool,
-        target=TARGET if settings.openmeter_base_url else None,
-        stream=streams.METERING.stream,
-        crash_points=crash_points,
-    )
+    def ledger_of(stream: str) -> Ledger:
+        target = TARGET if settings.openmeter_base_url else None
+        return Ledger(pool, target=target, stream=stream, crash_points=crash_points)
+
     deliverer, openmeter = _delivery(settings, pool, metrics, tracing, clock, crash_points)
 
-    def epoch() -> datetime:
-        return moment(watchdog.epoch)
+    def applier_of(ledger: Ledger, watched: Watchdog, classify: Classify) -> Applier:
+        return Applier(
+            ledger,
+            epoch=lambda: moment(watched.epoch),
+            ack_wait=streams.METERING.ack_wait,
+            metrics=metrics,
+            tracer=tracing.tracer,
+            clock=clock,
+            crash_points=crash_points,
+            classify=classify,
+            on_applied=deliverer.wake if deliverer else lambda: None,
+        )
 
-    applier = Applier(
-        ledger,
-        epoch=epoch,
-        ack_wait=streams.METERING.ack_wait,
-        metrics=metrics,
-        tracer=tracing.tracer,
-        clock=clock,
-        crash_points=crash_points,
-        on_applied=deliverer.wake if deliverer else lambda: None,
-    )
+    applier = applier_of(ledger_of(streams.METERING.stream), watchdog, classify)
+    facts = applier_of(ledger_of(streams.METERING_BILLING_FACTS.stream), facts_watchdog, classify_fact)
     broker = Broker(settings, name="kgent-metering-consumer")
     broker.subscribe(streams.METERING, applier.handle, batch_size=settings.apply_batch)
+    broker.subscribe(streams.METERING_BILLING_FACTS, facts.handle)
 
     document = Health("metering", settings.instance)
     document.needed["consumer"] = lambda: _up(watchdog.is_alive, f"{watchdog.pending} pending")
+    document.needed["billing_facts"] = lambda: _up(
+        facts_watchdog.is_alive, f"{facts_watchdog.pending} pending"
+    )
     document.needed["nats"] = lambda: _up(connection.is_connected)
     document.useful["openmeter"] = lambda: _circuit(deliverer)
     pending: dict[str, bool] = {"postgres": True}
@@ -146,11 +155,13 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
         publisher,
         LedgerPool(pool, settings.database_url, meters),
         watchdog,
-        Ready(connection, watchdog),
+        facts_watchdog,
+        Ready(connection, watchdog, facts_watchdog),
         Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
         upkeep,
         broker,
         applier,
+        facts,
     ]
     if deliverer is not None:
         parts.append(deliverer)

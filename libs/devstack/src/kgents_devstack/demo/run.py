@@ -7,7 +7,6 @@ import random
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,38 +15,27 @@ import httpx
 import psycopg
 from openmeter import Client
 from rich.console import Console
-from rich.table import Table
 
-from kgents_devstack.demo import traffic
+from kgents_devstack.demo import drill, subscription, traffic
+from kgents_devstack.demo.report import Line, show
 from kgents_devstack.demo.traffic import Sent
-from kgents_devstack.stack import Stack, StackOptions
+from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
 
 TENANT = "acme"
 SDK_EVENTS = 20
 WAIT_SECONDS = 180.0
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One comparison: both sides, and whether they agree."""
-
-    what: str
-    expected: object
-    found: object
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the two are equal."""
-        return self.expected == self.found
-
-
 def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
-    """Two rounds, the second with OpenMeter failing half of its calls; 0 where every number agrees."""
+    """Two rounds, the second with OpenMeter failing half of its calls, a subscription's life, and a drill.
+
+    Returns 0 where every number agrees.
+    """
     console = Console()
     chosen = directory or Path(tempfile.mkdtemp(prefix="kgents-demo-"))
-    stack = Stack(chosen, StackOptions())
+    stack = Stack(chosen, StackOptions(services=EVERYTHING))
     try:
-        console.print("starting nats-server, Valkey, Postgres, OpenMeter (stand-in), metering and api …")
+        console.print("starting nats-server, Valkey, Postgres, OpenMeter (stand-in) and the four services …")
         began = time.monotonic()
         stack.start()
         console.print(f"up in {time.monotonic() - began:.1f} s\n")
@@ -56,6 +44,8 @@ def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
         stack.openmeter.set_faults(fail_rate=0.5, seed=seed)
         agreed &= _round(console, stack, sent, "OpenMeter fails half of its calls", random.Random(seed + 1))
         stack.openmeter.clear_faults()
+        agreed &= subscription.run(console, stack, random.Random(seed))
+        agreed &= drill.run(console, stack)
     finally:
         stack.stop()
         if directory is None:
@@ -74,7 +64,7 @@ def _round(console: Console, stack: Stack, sent: Sent, title: str, roll: random.
     accepted = time.monotonic() - began
     _wait_until_settled(stack)
     lines = _compare(stack, sent)
-    _show(console, title, lines)
+    show(console, title, lines)
     settled = time.monotonic() - began - accepted
     console.print(f"accepted in {accepted:.1f} s, counted and delivered {settled:.1f} s later\n")
     return all(line.agrees for line in lines)
@@ -149,15 +139,3 @@ def _usage(client: Any, slug: str) -> int | Decimal:
     answer = client.meters.query_json(slug, subject=[TENANT])
     total = sum(Decimal(str(row.value)) for row in answer.data)
     return int(total) if total == int(total) else total
-
-
-def _show(console: Console, title: str, lines: list[Line]) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("sent", justify="right")
-    table.add_column("found", justify="right")
-    table.add_column("agree")
-    for line in lines:
-        mark = "[green]yes[/]" if line.agrees else "[bold red]NO[/]"
-        table.add_row(line.what, f"{line.expected:,}", f"{line.found:,}", mark)
-    console.print(table)

@@ -47,6 +47,7 @@ class Applier:
     Args:
         epoch: The stream's creation time, as far as known now.
         ack_wait: The consumer's; unacknowledged batches are reported in progress before it runs out.
+        classify: What a message is; agents' events by default.
         on_applied: Called after each commit that accepted something.
     """
 
@@ -60,6 +61,7 @@ class Applier:
         tracer: Tracer,
         clock: Clock,
         crash_points: CrashPoints,
+        classify: Callable[[Message], Event | Dead] = classify,
         on_applied: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
@@ -69,6 +71,7 @@ class Applier:
         self._tracer = tracer
         self._clock = clock
         self._crash_points = crash_points
+        self._classify = classify
         self._on_applied = on_applied
         self._queue: asyncio.Queue[list[Msg]] = asyncio.Queue(WAITING_BATCHES)
         self._workers: list[asyncio.Task[None]] = []
@@ -109,7 +112,7 @@ class Applier:
         events: list[Event] = []
         dead: list[Dead] = []
         for message in messages:
-            found = classify(as_value(message, epoch))
+            found = self._classify(as_value(message, epoch))
             (events if isinstance(found, Event) else dead).append(found)  # type: ignore[arg-type]
         started = time.perf_counter()
         with self._tracer.start_as_current_span("metering apply", **_origin(messages)) as span:  # type: ignore[arg-type]

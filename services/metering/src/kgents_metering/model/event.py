@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -63,11 +63,33 @@ class Dead:
     detail: str
 
 
+def classify_fact(message: Message) -> Event | Dead:
+    """A fact of billing as an event of the type `billing.<fact>`, or why it is none.
+
+    Its key has a place of its own beside the tenant's: no agent can send what would pass for a fact.
+    """
+    place = subjects.parse_billing(message.subject)
+    if place is None:
+        return Dead(message, "foreign_subject", "the subject is not events.billing.<tenant>.<fact>")
+    found = _read(message, place)
+    if isinstance(found, Dead):
+        return found
+    return replace(
+        found,
+        key=envelope.identity(f"billing/{found.tenant}", found.source, found.id),
+        type=f"{envelope.RESERVED_TYPES}{found.type}",
+    )
+
+
 def classify(message: Message) -> Event | Dead:
     """An event, or why it is none: `foreign_subject`, `foreign_tenant`, `invalid_event`."""
     place = subjects.parse_agentese(message.subject)
     if place is None:
         return Dead(message, "foreign_subject", "the subject is not agentese.<tenant>.<type>")
+    return _read(message, place)
+
+
+def _read(message: Message, place: subjects.AgenteseSubject) -> Event | Dead:
     try:
         found = envelope.read(message.body, tenant=place.tenant, now=message.stored_at, max_future=MAX_FUTURE)
         data_hash = found.payload_hash()

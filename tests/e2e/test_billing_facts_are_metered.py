@@ -1,0 +1,63 @@
+"""Billing's facts become OpenMeter's events, each once; nobody else can make one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+import msgspec
+import nats
+import psycopg
+from tests.billing.lives import Life, reference
+
+from .conftest import System, make_event, publish_directly, run, wait_for
+from .stripe_door import ENVIRONMENT, deliver, settle
+
+
+def types(system: System) -> list[str]:
+    """The types of what metering counted."""
+    with psycopg.connect(system.stack.database_url) as connection:
+        return sorted(row[0] for row in connection.execute("select type from metering.event").fetchall())
+
+
+def test_each_fact_is_counted_and_delivered_once(make_system: Callable[..., System]) -> None:
+    """Rule: a fact is an event of the type `billing.<fact>` in the ledger and at OpenMeter, replays included."""
+    system = make_system(services=("metering", "billing", "api"), environment=ENVIRONMENT)
+    life = Life().wait(5).become("active").wait(5).change_item(quantity=3).wait(5).end()
+    deliver(system, [one.body for one in life.told] * 2)
+    settle(system, len(life.told))
+    wanted = sorted(
+        f"billing.{msgspec.json.decode(body)['type']}" for _, body in reference(life.told).facts.values()
+    )
+    assert len(wanted) == 3
+    wait_for(lambda: types(system) == wanted, 30, lambda: types(system))
+    wait_for(lambda: system.stack.openmeter.stats()["unique"] == len(wanted), 30)
+    system.stack.service("metering").kill()
+    run(_forget_the_consumer(system))
+    system.stack.service("metering").start()
+    system.post(50)
+    wait_for(lambda: system.ledger()["delivered"] == len(wanted) + 50, 30, system.ledger)
+    assert system.ledger()["accepted"] == len(wanted) + 50
+    assert system.stack.openmeter.stats()["unique"] == len(wanted) + 50
+
+
+async def _forget_the_consumer(system: System) -> None:
+    """Every fact is delivered again."""
+    client = await nats.connect(system.stack.nats.url)
+    await client.jetstream().delete_consumer("EVENTS", "metering-billing-facts")
+    await client.close()
+
+
+def test_an_agent_cannot_send_what_passes_for_a_fact(system: System) -> None:
+    """Rule: types that begin with `billing.` are the system's own: refused at the door, dead in the stream."""
+    forged = make_event(type="billing.payment.success", source="/stripe/self", id="pay.ok:in_1")
+    answer = httpx.post(
+        f"{system.stack.service('api').url}/v1/events",
+        json=forged,
+        headers={"authorization": f"Bearer {system.stack.keys['acme']}"},
+    )
+    assert answer.status_code == 400
+    assert "billing." in answer.text
+    run(publish_directly(system.stack.nats.url, [forged]))
+    wait_for(lambda: system.ledger()["dead"] == 1, 30, system.ledger)
+    assert types(system) == []
