@@ -21,7 +21,7 @@ def types(system: System) -> list[str]:
 
 
 def test_each_fact_is_counted_and_delivered_once(make_system: Callable[..., System]) -> None:
-    """Rule: a fact is an event of the type `billing.<fact>` in the ledger and at OpenMeter, replays included."""
+    """Rule: a fact is an event of the type `billing.<fact>` in the ledger and at OpenMeter, for ever once."""
     system = make_system(services=("metering", "billing", "api"), environment=ENVIRONMENT)
     life = Life().wait(5).become("active").wait(5).change_item(quantity=3).wait(5).end()
     deliver(system, [one.body for one in life.told] * 2)
@@ -49,7 +49,7 @@ async def _forget_the_consumer(system: System) -> None:
 
 
 def test_an_agent_cannot_send_what_passes_for_a_fact(system: System) -> None:
-    """Rule: types that begin with `billing.` are the system's own: refused at the door, dead in the stream."""
+    """Rule: types that begin with `billing.` are the system's: refused at the door, dead in the stream."""
     forged = make_event(type="billing.payment.success", source="/stripe/self", id="pay.ok:in_1")
     answer = httpx.post(
         f"{system.stack.service('api').url}/v1/events",
