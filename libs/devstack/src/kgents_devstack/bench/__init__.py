@@ -7,7 +7,8 @@ from collections.abc import Callable
 from rich.console import Console
 
 from kgents_devstack.bench.apply import measure_apply
-from kgents_devstack.bench.door import measure_door
+from kgents_devstack.bench.door import measure_door, measure_webhooks
+from kgents_devstack.bench.facts import measure_facts
 from kgents_devstack.bench.freshness import measure_freshness
 from kgents_devstack.bench.report import Figure, show
 
@@ -15,6 +16,8 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "apply": measure_apply,
     "door": measure_door,
     "freshness": measure_freshness,
+    "webhooks": measure_webhooks,
+    "facts": measure_facts,
 }
 
 

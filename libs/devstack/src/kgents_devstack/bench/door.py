@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from kgents_devstack.bench.load import WEBHOOKS
 from kgents_devstack.bench.report import Figure
 from kgents_devstack.bench.system import running
 from kgents_devstack.services import ServiceProcess
@@ -34,16 +35,9 @@ class Load:
 
 def measure_door() -> list[Figure]:
     """Single events and batches of a hundred."""
-    with running(services=("api",)) as stack:
-        floor = ServiceProcess(
-            "floor",
-            stack.directory / "floor",
-            {"NATS_SERVERS": stack.nats.url},
-            module="kgents_devstack.bench.floor",
-        )
-        with floor:
-            single = _rounds(stack, floor.url, 1)
-            batch = _rounds(stack, floor.url, 100)
+    with running(services=("api",)) as stack, _floor(stack) as floor:
+        single = _rounds(stack, floor.url, 1)
+        batch = _rounds(stack, floor.url, 100)
     return [
         Figure("door: floor, single events", single[0].per_second, "req/s"),
         Figure("door: single events", single[1].per_second, "req/s"),
@@ -57,13 +51,38 @@ def measure_door() -> list[Figure]:
     ]
 
 
-def _rounds(stack: Stack, floor_url: str, batch: int) -> tuple[Load, Load]:
+def measure_webhooks() -> list[Figure]:
+    """Stripe's webhooks of 5 kB, each signed and of an id of its own."""
+    with running(services=("api",)) as stack, _floor(stack) as floor:
+        found = _rounds(stack, floor.url, 1, path=WEBHOOKS, key=stack.webhook_secret)
+    return [
+        Figure("webhooks: floor", found[0].per_second, "req/s"),
+        Figure("webhooks: door", found[1].per_second, "req/s"),
+        Figure("webhooks: ratio", found[1].per_second / found[0].per_second, "×", target=0.6),
+        Figure("webhooks: floor p99", found[0].p99_ms, "ms"),
+        Figure("webhooks: p99", found[1].p99_ms, "ms"),
+        Figure("webhooks: ratio of p99", found[1].p99_ms / found[0].p99_ms, "×", target=2.5, at_most=True),
+    ]
+
+
+def _floor(stack: Stack) -> ServiceProcess:
+    return ServiceProcess(
+        "floor",
+        stack.directory / "floor",
+        {"NATS_SERVERS": stack.nats.url},
+        module="kgents_devstack.bench.floor",
+    )
+
+
+def _rounds(
+    stack: Stack, floor_url: str, batch: int, *, path: str = "/v1/events", key: str = ""
+) -> tuple[Load, Load]:
     """Medians of the floor and of the door, in turns."""
-    key = stack.keys["acme"]
+    key = key or stack.keys["acme"]
     floors, doors = [], []
     for _ in range(ROUNDS):
-        floors.append(_load(f"{floor_url}/v1/events", key, batch))
-        doors.append(_load(f"{stack.service('api').url}/v1/events", key, batch))
+        floors.append(_load(f"{floor_url}{path}", key, batch))
+        doors.append(_load(f"{stack.service('api').url}{path}", key, batch))
     return _median(floors), _median(doors)
 
 

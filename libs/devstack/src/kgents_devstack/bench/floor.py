@@ -20,7 +20,6 @@ from nats.aio.msg import Msg
 
 class _Event(msgspec.Struct):
     id: str
-    source: str
     type: str
 
 
@@ -47,8 +46,8 @@ class Floor:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         status = 200
-        if scope["path"] == "/v1/events":
-            status = 202
+        if scope["path"] in ("/v1/events", "/webhooks/stripe"):
+            status = 202 if scope["path"] == "/v1/events" else 200
             body = b""
             while True:
                 message = await receive()

@@ -1,0 +1,100 @@
+"""From the door's 200 for a webhook until its fact is on the bus, at two hundred events a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+import httpx
+import msgspec
+import nats
+from nats.aio.msg import Msg
+
+from kgents_devstack.bench.load import WEBHOOKS, webhook
+from kgents_devstack.bench.report import Figure
+from kgents_devstack.bench.system import running
+from kgents_devstack.stack import Stack
+
+EVENTS_PER_SECOND = 200
+SECONDS = 20
+MIB = 1024 * 1024
+
+
+def measure_facts() -> list[Figure]:
+    """Every event starts a subscription of its own."""
+    with running(services=("billing", "api")) as stack:
+        latencies = sorted(asyncio.run(_measure(stack)))
+        resident = stack.service("billing").resident_bytes() / MIB
+    return [
+        Figure("facts: told", len(latencies), "", target=EVENTS_PER_SECOND * SECONDS),
+        Figure("facts: accepted → fact p50", latencies[len(latencies) // 2], "s"),
+        Figure(
+            "facts: accepted → fact p99",
+            latencies[int(len(latencies) * 0.99)],
+            "s",
+            target=2.0,
+            at_most=True,
+        ),
+        Figure("facts: billing resident", resident, "MiB", target=256, at_most=True),
+    ]
+
+
+async def _measure(stack: Stack) -> list[float]:
+    total = EVENTS_PER_SECOND * SECONDS
+    accepted: dict[str, float] = {}
+    told: dict[str, float] = {}
+    is_done = asyncio.Event()
+
+    async def heard(message: Msg) -> None:
+        told[msgspec.json.decode(message.data)["data"]["subscription"]] = time.perf_counter()
+        if len(told) == total:
+            is_done.set()
+
+    client = await nats.connect(stack.nats.url)
+    await client.subscribe("events.billing.>", cb=heard)
+    async with httpx.AsyncClient(base_url=stack.service("api").url, timeout=30) as door:
+
+        async def send(name: str) -> None:
+            thing = _subscription(name)
+            body, signature = webhook(
+                stack.webhook_secret,
+                f"evt_{name}",
+                thing,
+                kind="customer.subscription.created",
+                second=thing["created"],
+            )
+            headers = {"stripe-signature": signature, "content-type": "application/json"}
+            (await door.post(WEBHOOKS, content=body, headers=headers)).raise_for_status()
+            accepted[name] = time.perf_counter()
+
+        began = time.perf_counter()
+        sending: list[asyncio.Task[None]] = []
+        for number in range(total):
+            wait = began + number / EVENTS_PER_SECOND - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            sending.append(asyncio.create_task(send(f"sub_{uuid.uuid4().hex}")))
+        await asyncio.gather(*sending)
+        async with asyncio.timeout(60):
+            await is_done.wait()
+    await client.close()
+    return [max(0.0, told[name] - accepted[name]) for name in accepted]
+
+
+def _subscription(name: str) -> dict[str, Any]:
+    now = int(time.time())
+    price = {"id": "price_a", "object": "price", "product": "prod_a"}
+    period = {"current_period_start": now, "current_period_end": now + 2_592_000}
+    return {
+        "id": name,
+        "object": "subscription",
+        "customer": "cus_bench",
+        "status": "active",
+        "created": now,
+        "start_date": now,
+        "currency": "usd",
+        "metadata": {"tenant_id": "acme"},
+        "items": {"object": "list", "data": [{"id": "si_1", "price": price, "quantity": 1, **period}]},
+    }
