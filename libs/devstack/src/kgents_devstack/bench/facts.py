@@ -54,7 +54,9 @@ async def _measure(stack: Stack) -> list[float]:
 
     client = await nats.connect(stack.nats.url)
     await client.subscribe("events.billing.>", cb=heard)
-    async with httpx.AsyncClient(base_url=stack.service("api").url, timeout=30) as door:
+    async with httpx.AsyncClient(
+        base_url=stack.service("api").url, timeout=httpx.Timeout(30, pool=None)
+    ) as door:
 
         async def send(name: str) -> None:
             thing = _subscription(name)
