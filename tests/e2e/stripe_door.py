@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import nats
 import psycopg
 from nats.js.api import AckPolicy, ConsumerConfig
 from tests.billing.lives import Told, reference
+
+from kgents_devstack.stripe import Chaos, Sender
 
 from .conftest import System, wait_for
 
@@ -22,31 +20,9 @@ SERVICES = ("billing", "api")
 ENVIRONMENT = {"api": {"STRIPE_WEBHOOK_SECRETS": SECRET}}
 
 
-def signed(body: bytes, secret: str = SECRET) -> dict[str, str]:
-    """The headers of a webhook."""
-    now = str(int(time.time()))
-    mac = hmac.new(secret.encode(), now.encode() + b"." + body, hashlib.sha256).hexdigest()
-    return {"stripe-signature": f"t={now},v1={mac}", "content-type": "application/json"}
-
-
-def deliver(system: System, bodies: Iterable[bytes], *, at_once: int = 8) -> None:
-    """Deliver as Stripe does: again, until it is answered 200; bounded."""
-
-    def one(body: bytes) -> None:
-        for attempt in range(100):
-            try:
-                answer = client.post("/webhooks/stripe", content=body, headers=signed(body))
-                if answer.status_code == 200:
-                    return
-                assert answer.status_code == 503, answer.text
-            except httpx.TransportError:
-                pass
-            time.sleep(min(1.0, 0.1 * (attempt + 1)))
-        raise AssertionError("a webhook was never taken")
-
-    url = system.stack.service("api").url
-    with httpx.Client(base_url=url, timeout=10) as client, ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(one, bodies))
+def deliver(system: System, bodies: Iterable[bytes], chaos: Chaos | None = None) -> None:
+    """Deliver as Stripe does: again, until it is taken; bounded."""
+    Sender(f"{system.stack.service('api').url}/webhooks/stripe", SECRET).deliver(bodies, chaos)
 
 
 def ended(system: System) -> int:

@@ -15,8 +15,10 @@ import pytest
 import redis
 from tests.billing.lives import START, Life, random_life, snapshot
 
+from kgents_devstack.stripe import signed
+
 from .conftest import System, restarted, wait_for
-from .stripe_door import ENVIRONMENT, SERVICES, check_exact, deliver, ended, settle, signed, told
+from .stripe_door import ENVIRONMENT, SECRET, SERVICES, check_exact, deliver, ended, settle, told
 
 POINTS = [
     "apply.before_commit",
@@ -162,7 +164,7 @@ def test_nats_away_during_the_post(billing: System) -> None:
     url = billing.stack.service("api").url
 
     def status() -> int:
-        answer = httpx.post(f"{url}/webhooks/stripe", content=bodies[0], headers=signed(bodies[0]))
+        answer = httpx.post(f"{url}/webhooks/stripe", content=bodies[0], headers=signed(bodies[0], SECRET))
         return answer.status_code
 
     wait_for(lambda: status() == 503, 20)

@@ -1,0 +1,177 @@
+"""Stripe's API on loopback: events and objects as they were told to it; it invents none.
+
+Contract: docs.stripe.com/api (events, subscriptions, customers, errors, pagination). Lists are newest first,
+cut by `limit`, continued by `starting_after`; errors are `{"error": {"type", "code", "message"}}`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any, Self
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from kgents_devstack.servers.process import free_port
+
+START_SECONDS = 10.0
+MAX_LIMIT = 100
+
+
+class StripeStandIn:
+    """A server in a thread of this process.
+
+    Attributes:
+        is_down: Answer 500 to everything.
+        refuses_key: Answer 401 to everything.
+        rate_limited: So many of the next requests get 429.
+        requests: What was asked, by path.
+    """
+
+    def __init__(self, *, key: str = "rk_test_loopback_only") -> None:
+        self.key = key
+        self.is_down = False
+        self.refuses_key = False
+        self.rate_limited = 0
+        self.requests: list[str] = []
+        self._events: list[dict[str, Any]] = []
+        self._objects: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        self._port = free_port()
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """`http://127.0.0.1:<port>`, for `STRIPE_API_BASE`."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def tell(self, body: bytes) -> None:
+        """Something happened: the event is listed from now on, and its object is as it says."""
+        event = json.loads(body)
+        thing = event["data"]["object"]
+        with self._lock:
+            self._events.append(event)
+            if thing.get("id"):
+                self._objects[f"{thing['object']}/{thing['id']}"] = thing
+
+    def put(self, thing: dict[str, Any]) -> None:
+        """An object is so, and no event says it."""
+        with self._lock:
+            self._objects[f"{thing['object']}/{thing['id']}"] = thing
+
+    def start(self) -> Self:
+        """Serve."""
+        config = uvicorn.Config(
+            self._app(), host="127.0.0.1", port=self._port, log_config=None, lifespan="off"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, name="stripe-stand-in", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the Stripe stand-in did not start")
+            time.sleep(0.01)
+        return self
+
+    def stop(self) -> None:
+        """Stop serving; what was told is kept."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(10)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/events", self._list_events),
+                Route("/v1/events/{id}", self._event),
+                Route("/v1/subscriptions", self._list_subscriptions),
+                Route("/v1/checkout/sessions/{id}", self._session),
+                Route("/v1/{kind}/{id}", self._object),
+            ]
+        )
+
+    def _refusal(self, request: Request) -> Response | None:
+        self.requests.append(request.url.path)
+        if self.is_down:
+            return _error(500, "api_error", None, "down")
+        if self.refuses_key or request.headers.get("authorization") != f"Bearer {self.key}":
+            return _error(401, "invalid_request_error", None, "Invalid API Key provided")
+        if self.rate_limited > 0:
+            self.rate_limited -= 1
+            return _error(429, "rate_limit_error", "rate_limit", "Too many requests")
+        return None
+
+    async def _list_events(self, request: Request) -> Response:
+        since = int(request.query_params.get("created[gte]", "0"))
+        with self._lock:
+            found = [event for event in reversed(self._events) if event["created"] >= since]
+        found.sort(key=lambda event: -event["created"])
+        return self._refusal(request) or _page(found, request)
+
+    async def _list_subscriptions(self, request: Request) -> Response:
+        status = request.query_params.get("status")
+        with self._lock:
+            found = [t for name, t in reversed(self._objects.items()) if name.startswith("subscription/")]
+        if status != "all":
+            found = [t for t in found if t["status"] != "canceled"]
+        return self._refusal(request) or _page(found, request)
+
+    async def _event(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        with self._lock:
+            found = next((event for event in self._events if event["id"] == name), None)
+        return self._refusal(request) or _one(found, name)
+
+    async def _session(self, request: Request) -> Response:
+        return self._stored("checkout.session", request)
+
+    async def _object(self, request: Request) -> Response:
+        return self._stored(request.path_params["kind"].removesuffix("s"), request)
+
+    def _stored(self, kind: str, request: Request) -> Response:
+        name = request.path_params["id"]
+        with self._lock:
+            found = self._objects.get(f"{kind}/{name}")
+        return self._refusal(request) or _one(found, name)
+
+
+def _one(found: dict[str, Any] | None, name: str) -> Response:
+    if found is None:
+        return _error(404, "invalid_request_error", "resource_missing", f"No such object: '{name}'")
+    return JSONResponse(found)
+
+
+def _page(found: list[dict[str, Any]], request: Request) -> Response:
+    after = request.query_params.get("starting_after")
+    limit = min(int(request.query_params.get("limit", "10")), MAX_LIMIT)
+    names = [thing["id"] for thing in found]
+    if after is not None and after not in names:
+        return _error(400, "invalid_request_error", "resource_missing", f"No such object: '{after}'")
+    start = names.index(after) + 1 if after is not None else 0
+    page = found[start : start + limit]
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": page,
+            "has_more": start + limit < len(found),
+            "url": request.url.path,
+        }
+    )
+
+
+def _error(status: int, kind: str, code: str | None, message: str) -> Response:
+    headers = {"retry-after": "1"} if status == 429 else None
+    return JSONResponse({"error": {"type": kind, "code": code, "message": message}}, status, headers)
