@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kgents_api.handlers import live, openapi, stripe_webhooks
+from kgents_api.handlers import live, openapi, saas, stripe_webhooks
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.events import Events, as_openmeter
 from kgents_api.handlers.instrument import Instrument
@@ -19,8 +19,10 @@ from kgents_api.handlers.intake import Limits
 from kgents_api.handlers.live import Live, LiveLimits
 from kgents_api.handlers.live_client import LiveMetrics
 from kgents_api.handlers.refusal import Refused
+from kgents_api.handlers.saas import HeartbeatFollower, Saas
 from kgents_api.handlers.stripe_webhooks import StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
+from kgents_api.model.saas import Heartbeats
 from kgents_api.settings import ApiSettings
 from kgents_api.sinks.stream import StreamSink
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
@@ -64,12 +66,18 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     ingest = Events(authentication, sink, limits=limits, clock=clock, answer=as_openmeter)
     webhooks = _webhooks(settings, publisher, registry, clock)
     streams = _live(settings, authentication, connection, registry)
-    described = {**live.openapi_paths(), **(stripe_webhooks.openapi_paths() if webhooks else {})}
+    heartbeats = Heartbeats.every(settings.heartbeat_seconds, settings.expected_workers)
+    described = {
+        **live.openapi_paths(),
+        **saas.openapi_paths(),
+        **(stripe_webhooks.openapi_paths() if webhooks else {}),
+    }
     routes = [
         Route("/v1/events", events, methods=["POST"]),
         Route("/api/v1/events", ingest, methods=["POST"]),
         *live.routes(streams),
         *health.routes(document, registry),
+        *saas.routes(Saas(document, heartbeats, clock)),
         *(stripe_webhooks.routes(webhooks) if webhooks else ()),
         *openapi.routes(limits, described),
     ]
@@ -95,6 +103,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         parts=[
             connection,
             publisher,
+            HeartbeatFollower(connection, heartbeats, clock),
             Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
         ],
         tracing=tracing,

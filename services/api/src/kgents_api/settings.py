@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
 
 from kgents_common.settings import ServiceSettings
 
@@ -39,4 +40,14 @@ class ApiSettings(ServiceSettings):
         gt=0,
         description="A client that takes none of its answer for so long is cut",
     )
+    expected_workers: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("metering", "billing", "backup"),
+        validation_alias="KGENTS_EXPECTED_WORKERS",
+        description="The services /health/saas speaks of",
+    )
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")
+
+    @field_validator("expected_workers", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value
