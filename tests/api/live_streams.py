@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +67,7 @@ class LiveStream:
         self.text = b""
         self.has_ended = False
         self.is_cut = False
+        self.on_event: Callable[[Received], object] = lambda _: None
 
     async def open(self) -> Self:
         """Send the request; returns with the answer's head, and for a stream its opening lines."""
@@ -144,7 +146,9 @@ class LiveStream:
         if not line:
             if self._data:
                 data = json.loads("\n".join(self._data))
-                self.received.append(Received(self.last_id, self._event or "message", data))
+                event = Received(self.last_id, self._event or "message", data)
+                self.received.append(event)
+                self.on_event(event)
             self._event, self._data = "", []
             return
         name, _, value = line.partition(":")

@@ -1,0 +1,223 @@
+"""Every event type of the table gives the fact it stands for, and no other, from current shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kgents_billing.model import event as events
+from kgents_billing.model.decision import Known, Options, Outcome, decide
+from kgents_billing.model.event_map import ENDPOINT_TYPES
+from kgents_billing.model.facts import Fact
+
+from .lives import START, Life, snapshot, subscription_object
+
+TENANT = {"tenant_id": "acme"}
+
+
+def invoice(**fields: Any) -> dict[str, Any]:
+    """An invoice since 2025-03-31: its subscription is at `parent`."""
+    return {
+        "id": "in_1",
+        "object": "invoice",
+        "customer": "cus_1",
+        "currency": "usd",
+        "amount_due": 1999,
+        "amount_paid": 1999,
+        "attempt_count": 2,
+        "next_payment_attempt": START + 86_400,
+        "billing_reason": "subscription_cycle",
+        "customer_email": "jo@example.org",
+        "hosted_invoice_url": "https://invoice.example/secret",
+        "parent": {
+            "type": "subscription_details",
+            "subscription_details": {"subscription": "sub_1", "metadata": TENANT},
+        },
+        **fields,
+    }
+
+
+def old_invoice(**fields: Any) -> dict[str, Any]:
+    """An invoice before 2025-03-31: its subscription is at the top."""
+    made = invoice(subscription="sub_1", subscription_details={"metadata": TENANT}, **fields)
+    del made["parent"]
+    return made
+
+
+def session(**fields: Any) -> dict[str, Any]:
+    """A checkout session."""
+    return {
+        "id": "cs_1",
+        "object": "checkout.session",
+        "customer": "cus_1",
+        "mode": "payment",
+        "payment_status": "paid",
+        "amount_total": 500,
+        "currency": "eur",
+        "client_reference_id": "acme",
+        "customer_details": {"email": "jo@example.org", "name": "Jo"},
+        **fields,
+    }
+
+
+def refund(**fields: Any) -> dict[str, Any]:
+    """A refund."""
+    return {
+        "id": "re_1",
+        "object": "refund",
+        "amount": 300,
+        "currency": "jpy",
+        "status": "succeeded",
+        "charge": "ch_1",
+        "payment_intent": "pi_1",
+        "metadata": TENANT,
+        **fields,
+    }
+
+
+def dispute(**fields: Any) -> dict[str, Any]:
+    """A dispute."""
+    return {
+        "id": "dp_1",
+        "object": "dispute",
+        "amount": 1000,
+        "currency": "kwd",
+        "status": "needs_response",
+        "reason": "fraudulent",
+        "charge": "ch_1",
+        "metadata": TENANT,
+        **fields,
+    }
+
+
+def facts(
+    kind: str, thing: dict[str, Any], previous: dict[str, Any] | None = None, **known: Any
+) -> list[Fact]:
+    """What one event tells."""
+    event = events.read(snapshot(kind, thing, second=START + 5, previous=previous))
+    return decide(event, Known(**known), Options()).facts
+
+
+SUB = subscription_object("sub_1")
+ACTIVE = {**SUB, "status": "active"}
+TABLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, list[tuple[str, str]]]] = [
+    ("customer.subscription.created", SUB, None, []),
+    ("customer.subscription.created", ACTIVE, None, [("subscription.started", "sub.started:sub_1")]),
+    (
+        "customer.subscription.updated",
+        ACTIVE,
+        {"status": "incomplete"},
+        [("subscription.started", "sub.started:sub_1")],
+    ),
+    ("customer.subscription.trial_will_end", {**SUB, "status": "trialing", "trial_end": START + 9}, None,
+     [("subscription.updated", f"sub.trial_end:sub_1:{START + 9}")]),
+    ("checkout.session.completed", session(), None, [("payment.success", "pay:cs_1")]),
+    ("checkout.session.completed", session(mode="subscription"), None, []),
+    ("checkout.session.async_payment_succeeded", session(), None, [("payment.success", "pay:cs_1")]),
+    ("checkout.session.async_payment_failed", session(), None, [("payment.failed", "pay:cs_1")]),
+    ("invoice.paid", invoice(), None, [("payment.success", "pay.ok:in_1")]),
+    ("invoice.paid", old_invoice(), None, [("payment.success", "pay.ok:in_1")]),
+    ("invoice.paid", invoice(amount_paid=0), None, []),
+    ("invoice.payment_failed", invoice(), None, [("payment.failed", "pay.fail:in_1:2")]),
+    ("invoice.payment_action_required", invoice(), None, [("payment.failed", "pay.action:in_1:2")]),
+    ("invoice.payment_attempt_required", invoice(), None, [("payment.failed", "pay.action:in_1:2")]),
+    ("invoice.finalized", invoice(), None, [("invoice.finalized", "inv.finalized:in_1")]),
+    ("invoice.finalization_failed", invoice(), None,
+     [("invoice.finalization_failed", "inv.finalization_failed:in_1")]),
+    ("invoice.voided", invoice(), None, [("invoice.voided", "inv.voided:in_1")]),
+    ("invoice.marked_uncollectible", invoice(), None,
+     [("invoice.marked_uncollectible", "inv.marked_uncollectible:in_1")]),
+    ("invoice.overdue", invoice(), None, [("invoice.overdue", "inv.overdue:in_1")]),
+    ("refund.created", refund(status="pending"), None, [("payment.refunded", "refund:re_1:pending")]),
+    ("refund.updated", refund(), None, [("payment.refunded", "refund:re_1:succeeded")]),
+    ("refund.failed", refund(status="failed"), None, [("payment.refunded", "refund:re_1:failed")]),
+    *(
+        (f"charge.dispute.{verb}", dispute(), None,
+         [("payment.disputed", f"dispute:dp_1:{verb}:needs_response")])
+        for verb in ("created", "updated", "closed", "funds_withdrawn", "funds_reinstated")
+    ),
+    ("customer.created", {"id": "cus_1", "object": "customer", "metadata": TENANT}, None, []),
+    ("customer.updated", {"id": "cus_1", "object": "customer", "metadata": TENANT}, None, []),
+    ("customer.deleted", {"id": "cus_1", "object": "customer", "metadata": TENANT}, None,
+     [("customer.deleted", "cus.deleted:cus_1")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "thing", "previous", "wanted"), TABLE, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_a_type_tells_its_fact(
+    kind: str, thing: dict[str, Any], previous: dict[str, Any] | None, wanted: list[tuple[str, str]]
+) -> None:
+    """Rule: the table of the README's endpoint list, with its semantic keys."""
+    assert [(fact.type, fact.key) for fact in facts(kind, thing, previous)] == wanted
+
+
+def test_the_table_holds_every_type_the_endpoint_should_send() -> None:
+    """Rule: no type is asked for that nobody looked at here or in the lives."""
+    of_lives = {
+        f"customer.subscription.{verb}"
+        for verb in ("deleted", "paused", "resumed", "pending_update_applied", "pending_update_expired")
+    }
+    assert {kind for kind, *_ in TABLE} | of_lives == set(ENDPOINT_TYPES)
+
+
+@pytest.mark.parametrize("verb", ["deleted", "paused", "resumed", "pending_update_applied"])
+def test_a_subscriptions_other_verbs(verb: str) -> None:
+    """Rule: an end is told once and only of what had started; the others tell what differs."""
+    life = Life(at=START).wait(5).become("active")
+    before = {"status": "active"}
+    thing = {**life.now, "status": {"deleted": "canceled", "paused": "paused"}.get(verb, "active")}
+    previous = {"deleted": None, "paused": before, "resumed": {"status": "paused"}}.get(
+        verb, {"cancel_at_period_end": True}
+    )
+    found = facts(f"customer.subscription.{verb}", thing, previous)
+    # A resumed one was paused, so it had started; a deleted one tells by itself nothing of a start.
+    kinds = {fact.type for fact in found}
+    if verb == "deleted":
+        assert kinds == set()
+    else:
+        assert "subscription.updated" in kinds
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "exponent"), [(1999, "usd", 2), (300, "jpy", 0), (1000, "kwd", 3), (500, "isk", 2)]
+)
+def test_amounts_are_minor_units_with_their_exponent(amount: int, currency: str, exponent: int) -> None:
+    """Rule: no float and no division: zero- and three-decimal currencies say so."""
+    (fact,) = facts("invoice.paid", invoice(amount_paid=amount, currency=currency))
+    assert (fact.data["amount_minor"], fact.data["currency"], fact.data["exponent"]) == (
+        amount,
+        currency,
+        exponent,
+    )
+
+
+def test_an_upcoming_invoice_has_no_id_and_tells_nothing() -> None:
+    """Rule: `invoice.upcoming` is about nothing that exists yet."""
+    thing = invoice()
+    del thing["id"]
+    assert facts("invoice.upcoming", thing) == []
+    assert facts("invoice.paid", thing) == []
+
+
+def test_an_unknown_type_and_an_unknown_status() -> None:
+    """Rule: what is younger than this program is stored and counted; access stays what it was."""
+    unknown = events.read(snapshot("issuing_card.created", {"id": "ic_1"}, second=START))
+    assert decide(unknown, Known(), Options()).outcome is Outcome.IGNORED
+    strange = events.read(
+        snapshot("customer.subscription.updated", {**SUB, "status": "dreaming"}, second=START, previous={})
+    )
+    decision = decide(strange, Known(), Options())
+    assert decision.outcome is Outcome.APPLIED
+    assert "unknown_status" in decision.notes
+
+
+def test_nothing_personal_is_in_a_fact() -> None:
+    """Rule: no address, name, URL or free text leaves the object."""
+    for kind, thing, previous, _ in TABLE:
+        for fact in facts(kind, thing, previous):
+            body = fact.body("acme").decode()
+            assert "example" not in body
+            assert "Jo" not in body
