@@ -94,16 +94,22 @@ class Client:
             gap: What to say first about what cannot be had.
         """
         writing = asyncio.create_task(self._write(tail, position, gap), name="live.write")
-        leaving = asyncio.create_task(_until_gone(receive), name="live.leave")
+        leaving = asyncio.create_task(self._until_gone(receive), name="live.leave")
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
                 return writing.result()
-            return "stalled" if self._is_sending else "left"
+            return leaving.result()
         finally:
             self.finished.set()
             await _cancelled(writing)
             await _cancelled(leaving)
+
+    async def _until_gone(self, receive: Receive) -> str:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        # uvicorn wakes this before the send that waited for the client.
+        return "stalled" if self._is_sending else "left"
 
     async def _write(self, tail: Tail, position: int, gap: bytes) -> str:
         self._position = self._announced = position
@@ -207,11 +213,6 @@ class Client:
         self._is_sending = True
         await self._send_message({"type": "http.response.body", "body": text, "more_body": not is_last})
         self._is_sending = False
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _cancelled(running: asyncio.Task[Any]) -> None:
