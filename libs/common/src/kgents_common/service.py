@@ -7,8 +7,10 @@ order, telemetry is flushed. All of it within the drain time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,10 +58,20 @@ class _Protocol(HttpToolsProtocol):
     """
 
     stalled_seconds = 30.0
+    unsent_bytes = 128 * 1024
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._cut: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Else the kernel takes megabytes for a client before this process notices that it does not read.
+        # It bounds what waits to be sent, not what is under way, so it costs a fast client nothing.
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with contextlib.suppress(OSError):  # a kernel without it
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.unsent_bytes)
 
     def pause_writing(self) -> None:
         super().pause_writing()
