@@ -172,6 +172,28 @@ async def test_a_position_beyond_the_end_is_a_gap(door: Door) -> None:
     assert got.id == str(sequence)
 
 
+async def test_a_position_older_than_the_first_event_is_a_gap(own_nats: NatsServer, tmp_path: Path) -> None:
+    """Rule: what is no longer held is said, and the stream goes on with the first event it holds."""
+    apply_streams(own_nats)
+    key, record = keyring.mint("acme")
+    keyring.write(tmp_path / "keys.json", [record])
+    environment = {"NATS_SERVERS": own_nats.url, "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json")}
+    with ServiceProcess("api", tmp_path / "api", environment) as service:
+        for _ in range(10):
+            httpx.post(
+                f"{service.url}/v1/events",
+                content=encoded(new()),
+                headers={"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"},
+            ).raise_for_status()
+        client = await nats.connect(own_nats.url)
+        await client.jetstream().purge_stream("AGENTESE", seq=7)
+        await client.close()
+        async with LiveStream(service.port, key, after=3) as stream:
+            gap, *rest = await stream.events(5)
+    assert (gap.event, gap.id, gap.data["reason"]) == ("gap", "6", "no_longer_held")
+    assert [e.id for e in rest] == ["7", "8", "9", "10"]
+
+
 @pytest.mark.parametrize(
     ("query", "header"),
     [
