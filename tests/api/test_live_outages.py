@@ -190,8 +190,8 @@ async def _crowd(
     rate: float,
     size: int,
 ) -> tuple[list[float], int, int]:
-    """A tenth of the clients read nothing; the others' lags in seconds, in order of size, and the door's memory
-    before and after, in bytes."""
+    """A tenth of the clients read nothing; the others' lags in seconds, in order of size, and the door's
+    memory before and after, in bytes."""
     names = [f"t{index}" for index in range(tenants)]
     settings = {"KGENTS_STALLED_CLIENT_SECONDS": "2", "KGENTS_LIVE_HEARTBEAT_SECONDS": "15"}
     with running_door(tmp_path, nats_server, names, **settings) as (service, keys):
