@@ -92,7 +92,7 @@ async def subjects_by_replica(client) -> list[set[str]]:  # type: ignore[no-unty
 
 async def until_created(client) -> None:  # type: ignore[no-untyped-def]
     """The stream, as soon as the cluster can place it."""
-    for _ in range(60):
+    for _ in range(200):
         try:
             await make_stream(client, num_replicas=3)
         except Exception:
