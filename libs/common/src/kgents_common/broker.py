@@ -229,3 +229,20 @@ class Watchdog:
             except KgentsError as error:
                 _log.warning("watchdog.cannot_look", consumer=self._consumer.name, error=str(error))
             await asyncio.sleep(WATCH_SECONDS)
+
+
+class Ready:
+    """Waits, as a part, until NATS is there and the consumers are seen: nothing can be consumed before."""
+
+    def __init__(self, connection: Connection, *watchdogs: Watchdog) -> None:
+        self._connection = connection
+        self._watchdogs = watchdogs
+
+    async def start(self) -> None:
+        """Wait."""
+        await self._connection.wait()
+        for watchdog in self._watchdogs:
+            await watchdog.wait()
+
+    async def stop(self) -> None:
+        """Nothing to end."""

@@ -22,6 +22,7 @@ from kgents_common import subjects
 from kgents_common.clock import Clock
 from kgents_common.errors import KgentsError
 from kgents_common.publisher import Publisher
+from kgents_common.resilience import CircuitBreaker, CircuitState
 from kgents_common.telemetry.metrics import metrics_response
 
 _log = structlog.get_logger()
@@ -44,6 +45,21 @@ class Check:
 
 
 Probe = Callable[[], Check]
+
+
+def up(is_up: bool, detail: str = "") -> Check:
+    """A thing that is there or is not."""
+    return Check(Status.OK if is_up else Status.DOWN, detail)
+
+
+def circuit(breaker: CircuitBreaker | None) -> Check:
+    """A neighbour by its circuit; None for one that is not configured."""
+    if breaker is None:
+        return Check(Status.OK, "not configured")
+    state = breaker.state
+    return Check(
+        Status.OK if state is CircuitState.CLOSED else Status.DEGRADED, f"circuit {state.name.lower()}"
+    )
 
 
 @dataclass(slots=True)

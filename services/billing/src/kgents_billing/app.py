@@ -23,16 +23,16 @@ from kgents_billing.sinks.store.commit import RECONCILE_SUBSCRIPTIONS
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import database, health, service, streams
-from kgents_common.broker import Broker, Watchdog
+from kgents_common.broker import Broker, Ready, Watchdog
 from kgents_common.clock import Clock, SystemClock, moment
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
-from kgents_common.health import Check, Health, Heartbeat, Status
+from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
-from kgents_common.resilience import CircuitBreaker, CircuitState
+from kgents_common.resilience import CircuitBreaker
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 
@@ -61,22 +61,6 @@ class StorePool:
         await self._pool.close(timeout=5)
 
 
-class Ready:
-    """Waits, as a part, until NATS is there and the consumer is seen."""
-
-    def __init__(self, connection: Connection, watchdog: Watchdog) -> None:
-        self._connection = connection
-        self._watchdog = watchdog
-
-    async def start(self) -> None:
-        """Wait."""
-        await self._connection.wait()
-        await self._watchdog.wait()
-
-    async def stop(self) -> None:
-        """Nothing to end."""
-
-
 async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     """Serve until SIGTERM.
 
@@ -92,7 +76,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     pool = database.make_pool(settings.database_url, application="kgent-billing", max_size=12)
     connection = Connection(settings, name="kgent-billing")
     publisher = Publisher(connection)
-    bus = Bus(connection, publisher, clock)
+    bus = Bus(connection, publisher)
     watchdog = Watchdog(connection, streams.BILLING, clock)
     stripe = make_stripe(settings, clock, metrics)
     store, letters = Store(pool, crash_points), Letters(pool)
@@ -119,12 +103,12 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     broker.subscribe(streams.BILLING, worker.handle, batch_size=64)
 
     document = Health("billing", settings.instance)
-    document.needed["consumer"] = lambda: _up(watchdog.is_alive, f"{watchdog.pending} pending")
-    document.needed["nats"] = lambda: _up(connection.is_connected)
+    document.needed["consumer"] = lambda: up(watchdog.is_alive, f"{watchdog.pending} pending")
+    document.needed["nats"] = lambda: up(connection.is_connected)
     postgres = {"is_up": True}
-    document.needed["postgres"] = lambda: _up(postgres["is_up"])
-    document.useful["redis"] = lambda: _circuit(leases.breaker if isinstance(leases, RedisLeases) else None)
-    document.useful["stripe"] = lambda: _circuit(stripe.breaker if stripe else None)
+    document.needed["postgres"] = lambda: up(postgres["is_up"])
+    document.useful["redis"] = lambda: circuit(leases.breaker if isinstance(leases, RedisLeases) else None)
+    document.useful["stripe"] = lambda: circuit(stripe.breaker if stripe else None)
 
     grace = None if settings.grace_days is None else timedelta(days=settings.grace_days)
     app = Starlette(
@@ -247,14 +231,18 @@ def _watch(
 
     async def watch() -> bool:
         metrics.pending.set(watchdog.pending)
-        postgres["is_up"] = False
-        owed, age = await outbox.depth()
+        try:
+            owed, age = await outbox.depth()
+            waiting, dead = await letters.counts()
+            to_refetch = await subscriptions.count_to_refetch()
+        except TransientError:
+            postgres["is_up"] = False
+            raise
         metrics.owed.set(owed)
         metrics.owed_age.set(age)
-        waiting, dead = await letters.counts()
         metrics.quarantined.set(waiting)
         metrics.dead_letters.set(dead)
-        metrics.to_refetch.set(await subscriptions.count_to_refetch())
+        metrics.to_refetch.set(to_refetch)
         postgres["is_up"] = True
         return False
 
@@ -267,14 +255,3 @@ def _forget(cursors: Cursors) -> Work:
         return False
 
     return forget
-
-
-def _up(is_up: bool, detail: str = "") -> Check:
-    return Check(Status.OK if is_up else Status.DOWN, detail)
-
-
-def _circuit(breaker: CircuitBreaker | None) -> Check:
-    if breaker is None:
-        return Check(Status.OK, "not configured")
-    is_closed = breaker.state is CircuitState.CLOSED
-    return Check(Status.OK if is_closed else Status.DEGRADED, f"circuit {breaker.state.name.lower()}")

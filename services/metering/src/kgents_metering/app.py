@@ -11,14 +11,14 @@ from psycopg_pool import AsyncConnectionPool
 from starlette.applications import Starlette
 
 from kgents_common import database, health, service, streams
-from kgents_common.broker import Broker, Watchdog
+from kgents_common.broker import Broker, Ready, Watchdog
 from kgents_common.clock import Clock, SystemClock, moment
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
-from kgents_common.health import Check, Health, Heartbeat, Status
+from kgents_common.errors import TransientError
+from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
-from kgents_common.resilience import CircuitState
 from kgents_common.settings import process_id
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
@@ -64,23 +64,6 @@ class LedgerPool:
     async def stop(self) -> None:
         """Close."""
         await self._pool.close(timeout=5)
-
-
-class Ready:
-    """Waits, as a part, until NATS is there and the consumers are seen."""
-
-    def __init__(self, connection: Connection, *watchdogs: Watchdog) -> None:
-        self._connection = connection
-        self._watchdogs = watchdogs
-
-    async def start(self) -> None:
-        """Wait."""
-        await self._connection.wait()
-        for watchdog in self._watchdogs:
-            await watchdog.wait()
-
-    async def stop(self) -> None:
-        """Nothing to end."""
 
 
 async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
@@ -129,14 +112,14 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
     broker.subscribe(streams.METERING_BILLING_FACTS, facts.handle)
 
     document = Health("metering", settings.instance)
-    document.needed["consumer"] = lambda: _up(watchdog.is_alive, f"{watchdog.pending} pending")
-    document.needed["billing_facts"] = lambda: _up(
+    document.needed["consumer"] = lambda: up(watchdog.is_alive, f"{watchdog.pending} pending")
+    document.needed["billing_facts"] = lambda: up(
         facts_watchdog.is_alive, f"{facts_watchdog.pending} pending"
     )
-    document.needed["nats"] = lambda: _up(connection.is_connected)
-    document.useful["openmeter"] = lambda: _circuit(deliverer)
+    document.needed["nats"] = lambda: up(connection.is_connected)
+    document.useful["openmeter"] = lambda: circuit(deliverer.breaker if deliverer else None)
     pending: dict[str, bool] = {"postgres": True}
-    document.needed["postgres"] = lambda: _up(pending["postgres"])
+    document.needed["postgres"] = lambda: up(pending["postgres"])
 
     app = Starlette(
         routes=[
@@ -217,23 +200,13 @@ def _backfill_round(pool: Pool) -> Work:
 def _watch_round(pool: Pool, watchdog: Watchdog, metrics: Metrics, seen: dict[str, bool]) -> Work:
     async def watch() -> bool:
         metrics.stream_pending.set(watchdog.pending)
-        seen["postgres"] = False
-        found = await gaps(pool, streams.METERING.stream)
+        try:
+            found = await gaps(pool, streams.METERING.stream)
+        except TransientError:
+            seen["postgres"] = False
+            raise
         metrics.gap_events.set(sum(last - first + 1 for _, first, last in found))
         seen["postgres"] = True
         return False
 
     return watch
-
-
-def _up(is_up: bool, detail: str = "") -> Check:
-    return Check(Status.OK if is_up else Status.DOWN, detail)
-
-
-def _circuit(deliverer: Deliverer | None) -> Check:
-    if deliverer is None:
-        return Check(Status.OK, "not configured")
-    state = deliverer.breaker.state
-    return Check(
-        Status.OK if state is CircuitState.CLOSED else Status.DEGRADED, f"circuit {state.name.lower()}"
-    )

@@ -65,7 +65,7 @@ class Tools:
             await connection.wait()
         await publisher.start()
         self.stack.push_async_callback(publisher.stop)
-        return connection, Bus(connection, publisher, SystemClock())
+        return connection, Bus(connection, publisher)
 
     def asked_stripe(self) -> StripeApi:
         """Stripe, for the commands that need it.
@@ -232,6 +232,11 @@ async def _quarantine(arguments: argparse.Namespace, tools: Tools) -> int:
 
 async def _replay(arguments: argparse.Namespace, tools: Tools) -> int:
     if arguments.source == "stripe":
+        if arguments.event or arguments.type or arguments.until or arguments.limit or arguments.force:
+            raise PermanentError(
+                "from Stripe, only --since and --dry-run narrow a replay",
+                hint="what it brings into EVENTS can then be replayed with --source stream",
+            )
         return await _reconcile(arguments, tools)
     connection, _ = await tools.connected()
     wanted = Wanted(

@@ -35,6 +35,7 @@ from kgents_common.stripe_events import NotStripeEventError
 OVERLAP = timedelta(minutes=15)
 SOURCE = "/stripe/self"
 REFETCH_BATCH = 20
+QUARANTINE_BATCH = 50
 
 Pool = AsyncConnectionPool[AsyncConnection]
 _log = structlog.get_logger()
@@ -82,7 +83,8 @@ class Poll:
     async def run(self, since: int | None = None) -> int:
         """Look once, from the cursor (or the second `since`) less an overlap; how many events were missing.
 
-        The cursor moves only after every page was taken.
+        The cursor moves only after every page was taken, and only where the look began at it: a later
+        beginning would leave a hole.
 
         Raises:
             TransientError: Stripe or NATS does not answer; what was appended stays.
@@ -93,8 +95,9 @@ class Poll:
             reached = reached or page.second
             for raw in page.items:
                 recovered += await self._append(raw)
-        await self._cursors.advance("events", reached)
-        self._metrics.polled_at.set(reached)
+        if since is None:
+            await self._cursors.advance("events", reached)
+            self._metrics.polled_at.set(reached)
         if recovered:
             self._metrics.recovered.inc(recovered)
             _log.warning("poll.recovered", events=recovered, hint="is the endpoint at Stripe all right?")
@@ -258,7 +261,7 @@ class Quarantine:
         Raises:
             TransientError: Postgres or Stripe does not answer.
         """
-        found = await self._letters.due()
+        found = await self._letters.due(QUARANTINE_BATCH)
         for waiting in found:
             origin = Origin(waiting.subject, bytes(waiting.body), waiting.epoch, waiting.seq)
             try:
@@ -270,7 +273,7 @@ class Quarantine:
             if committed.outcome is Outcome.QUARANTINED and is_late:
                 await self._letters.give_up(waiting, "no tenant was found for it within a day")
                 _log.error("quarantine.given_up", event_id=waiting.event_id, reason=waiting.reason)
-        return len(found) == 50
+        return len(found) == QUARANTINE_BATCH
 
 
 async def mirror(letters: Letters, bus: Bus) -> bool:

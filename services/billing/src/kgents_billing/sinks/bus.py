@@ -8,11 +8,10 @@ from datetime import datetime, timedelta
 
 from kgents_billing.sinks.store import DeadLetter, Owed
 from kgents_common import stripe_events, subjects
-from kgents_common.clock import Clock
 from kgents_common.connection import Connection
 from kgents_common.delivery import header_text
 from kgents_common.errors import KgentsError
-from kgents_common.publisher import Ack, AlreadyThereError, Publisher
+from kgents_common.publisher import AlreadyThereError, Publisher
 from kgents_common.stored import stored_ids
 from kgents_common.stripe_events import StripeEnvelope
 
@@ -25,10 +24,9 @@ SKEW = timedelta(minutes=1)
 class Bus:
     """Publishes to EVENTS."""
 
-    def __init__(self, connection: Connection, publisher: Publisher, clock: Clock) -> None:
+    def __init__(self, connection: Connection, publisher: Publisher) -> None:
         self._connection = connection
         self._publisher = publisher
-        self._clock = clock
 
     async def publish_facts(self, owed: Sequence[Owed]) -> list[int]:
         """Publish facts; the numbers of those that are stored, now or before.
@@ -92,9 +90,7 @@ class Bus:
         if fact.traceparent:
             headers["traceparent"] = fact.traceparent
         try:
-            answer: Ack = await self._publisher.publish(
-                fact.subject, fact.body, message_id=fact.key, headers=headers
-            )
+            await self._publisher.publish(fact.subject, fact.body, message_id=fact.key, headers=headers)
         except KgentsError:
             return None  # it stays owed
-        return fact.n if answer.seq else None
+        return fact.n

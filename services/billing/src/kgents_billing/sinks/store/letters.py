@@ -63,7 +63,7 @@ class Letters:
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
         self._pool = pool
 
-    async def due(self, limit: int = 50) -> list[Waiting]:
+    async def due(self, limit: int) -> list[Waiting]:
         """Quarantined events to try again now; each is put off, so that a second worker takes others.
 
         Raises:

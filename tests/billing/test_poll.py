@@ -1,0 +1,115 @@
+"""The poll of Stripe's events: what is missing is appended; its cursor never steps over a hole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from kgents_billing.handlers.rounds import OVERLAP, Poll
+from kgents_billing.metrics import Metrics
+from kgents_billing.sinks.store.cursors import Cursors
+from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi
+from kgents_common.clock import SystemClock
+from kgents_common.errors import TransientError
+from kgents_common.stripe_events import StripeEnvelope
+from kgents_common.telemetry import new_registry
+from kgents_devstack.stripe import StripeStandIn
+
+from .lives import START, Life, snapshot
+from .told import told_billing
+
+
+class Kept:
+    """Stands for EVENTS: keeps each event once."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[str, bytes] = {}
+
+    async def append(self, event: StripeEnvelope, body: bytes, *, received_at: datetime) -> bool:
+        del received_at
+        return self.bodies.setdefault(event.id, body) is body
+
+
+@pytest.fixture
+def stripe() -> Iterator[StripeStandIn]:
+    with StripeStandIn() as stand_in:
+        yield stand_in
+
+
+def asking(stripe: StripeStandIn, key: str | None = None) -> StripeApi:
+    return StripeApi(key or stripe.key, base_url=stripe.url, clock=SystemClock(), per_second=100)
+
+
+async def test_every_page_is_taken_and_the_cursor_follows(database_url: str, stripe: StripeStandIn) -> None:
+    """Rule: all of it, across pages, each once; unknown types are left; then the next look begins there."""
+    lives = [Life(at=START).wait(5).become("active") for _ in range(120)]
+    for life in lives:
+        for one in life.told:
+            stripe.tell(one.body)
+    stripe.tell(snapshot("issuing_card.created", {"id": "ic_1", "object": "issuing.card"}, second=START))
+    async with told_billing(database_url) as billing:
+        cursors, kept = Cursors(billing.pool), Kept()
+        await cursors.advance("events", START)
+        api = asking(stripe)
+        poll = Poll(
+            api,
+            kept,
+            cursors,
+            first_days=3,
+            metrics=Metrics(new_registry()),
+            clock=SystemClock(),  # type: ignore[arg-type]
+        )
+        assert await poll.run() == 240
+        assert set(kept.bodies) == {one.event.id for life in lives for one in life.told}
+        reached = await cursors.get("events")
+        assert reached is not None
+        assert reached > START + OVERLAP.total_seconds()
+        assert await poll.run() == 0
+        await api.close()
+
+
+async def test_a_look_that_began_later_leaves_the_cursor(database_url: str, stripe: StripeStandIn) -> None:
+    """Rule: an operator's `--since` must not make the next poll step over what lies before it."""
+    early, late = Life(at=START), Life(at=START + 86_400)
+    for life in (early, late):
+        stripe.tell(life.told[0].body)
+    async with told_billing(database_url) as billing:
+        cursors, kept = Cursors(billing.pool), Kept()
+        await cursors.advance("events", START)
+        api = asking(stripe)
+        poll = Poll(
+            api,
+            kept,
+            cursors,
+            first_days=3,
+            metrics=Metrics(new_registry()),
+            clock=SystemClock(),  # type: ignore[arg-type]
+        )
+        assert await poll.run(START + 3600) == 1
+        assert await cursors.get("events") == START
+        assert await poll.run() == 1
+        await api.close()
+
+
+async def test_what_stripe_answers_decides_who_tries_again(stripe: StripeStandIn) -> None:
+    """Rule: a missing object is an answer; a refused key, a limit and a failure are for later."""
+    life = Life(at=START)
+    stripe.put(life.now)
+    api = asking(stripe)
+    assert (await api.subscription(life.name)).state.status == "incomplete"
+    with pytest.raises(MissingObjectError):
+        await api.subscription("sub_nobody")
+    stripe.rate_limited = 1
+    with pytest.raises(TransientError):
+        await api.subscription(life.name)
+    stripe.is_down = True
+    with pytest.raises(TransientError):
+        await api.subscription(life.name)
+    stripe.is_down = False
+    await api.close()
+    stranger = asking(stripe, key="rk_test_wrong")
+    with pytest.raises(TransientError):
+        await stranger.subscription(life.name)
+    await stranger.close()
