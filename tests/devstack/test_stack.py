@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from kgents_devstack.servers import NatsServer, PostgresServer, StartError, ValkeyServer
+from kgents_devstack.servers.process import free_port
 from kgents_devstack.services import ServiceProcess
 
 
@@ -55,6 +56,25 @@ def test_every_process_ends_with_the_stack(tmp_path: Path, number: signal.Signal
     if number is not signal.SIGKILL:
         assert process.returncode == 0
     until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+def test_a_port_is_nobody_elses_while_its_server_is_stopped() -> None:
+    """Rule: neither another stack nor the kernel's outgoing connections get it meanwhile."""
+    mine = [free_port() for _ in range(200)]
+    assert len(set(mine)) == 200
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert max(mine) < first_ephemeral
+    # Another process that wants every port there is gets none of these.
+    asking = (
+        "from pathlib import Path; import sys, tempfile, os;"
+        "from kgents_devstack.servers.process import _reserve;"
+        "locks = Path(tempfile.gettempdir()) / f'kgents-ports-{os.getuid()}';"
+        "print(sum(_reserve(int(port), locks) for port in sys.argv[1:]))"
+    )
+    taken = subprocess.run(
+        [sys.executable, "-c", asking, *map(str, mine)], capture_output=True, text=True, check=True
+    )
+    assert taken.stdout.strip() == "0"
 
 
 def test_two_stacks_at_once_do_not_meet(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_openmeter_refusing_our_key(system: System) -> None:
     system.post(100)
     metering = system.stack.service("metering").url
     wait_for(lambda: "kgents_openmeter_paused 1.0" in httpx.get(f"{metering}/metrics").text)
-    assert system.ledger()["owed"] == 100
+    wait_for(lambda: system.ledger()["owed"] == 100, 30, system.ledger)
     system.stack.openmeter.clear_faults()
     system.settle(120)
     system.check_exact()

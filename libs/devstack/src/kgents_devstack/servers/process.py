@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 READY_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
 
-_handed_out: set[int] = set()
+LOWEST_PORT = 10_240
+# Where the kernel takes the ports of outgoing connections from, unless it says otherwise.
+FIRST_EPHEMERAL_PORT = 32_768
+PORT_TRIES = 2_000
+
+# Ports of this process, each with the lock that keeps our other processes from it while this one lives.
+_reserved: dict[int, IO[bytes]] = {}
 
 
 class StartError(RuntimeError):
@@ -26,14 +35,42 @@ class StartError(RuntimeError):
 
 
 def free_port() -> int:
-    """A loopback TCP port nobody listens on now and that this process has not handed out before."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _handed_out:
-            _handed_out.add(port)
+    """A loopback TCP port nobody listens on now, this process's own for as long as it lives.
+
+    A server that is stopped for a while finds its port free again: it lies below the ports that the kernel
+    gives to outgoing connections, and a lock keeps other stacks and test workers from it.
+
+    Raises:
+        StartError: None was found.
+    """
+    locks = Path(tempfile.gettempdir()) / f"kgents-ports-{os.getuid()}"
+    locks.mkdir(mode=0o700, exist_ok=True)
+    for _ in range(PORT_TRIES):
+        port = random.randrange(LOWEST_PORT, _first_ephemeral())
+        if port not in _reserved and _reserve(port, locks):
             return port
+    raise StartError("no free loopback port was found")
+
+
+def _reserve(port: int, locks: Path) -> bool:
+    lock = (locks / str(port)).open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        lock.close()
+        return False
+    _reserved[port] = lock
+    return True
+
+
+def _first_ephemeral() -> int:
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return FIRST_EPHEMERAL_PORT
+    return first if first > 2 * LOWEST_PORT else FIRST_EPHEMERAL_PORT
 
 
 def accepts(port: int) -> bool:
