@@ -145,6 +145,8 @@ class Stack:
         return {
             "NATS_SERVERS": self.nats.url,
             "REDIS_URL": self.redis_url,
+            # One tenant and load generators: the limit is at work, and out of the way.
+            "KGENTS_RATE_LIMIT_EVENTS_PER_SECOND": "1000000",
             "DATABASE_URL": self.database_url,
             "OPENMETER_BASE_URL": self.openmeter.url,
             "OPENMETER_API_KEY": self.openmeter.token,

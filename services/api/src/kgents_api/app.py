@@ -22,8 +22,11 @@ from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.saas import HeartbeatFollower, Saas
 from kgents_api.handlers.stripe_webhooks import StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
+from kgents_api.model.rate_limit import Quota, RateLimiter
 from kgents_api.model.saas import Heartbeats
-from kgents_api.settings import ApiSettings
+from kgents_api.settings import BURST_SECONDS, ApiSettings
+from kgents_api.sinks.rate_buckets import RedisBuckets
+from kgents_api.sinks.shared_redis import SharedRedis
 from kgents_api.sinks.stream import StreamSink
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
 from kgents_api.sources.live import AgenteseLog
@@ -48,7 +51,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     registry = new_registry()
     metrics = Metrics(registry)
     tracing = Tracing(service="api", instance=settings.instance, endpoint=settings.otlp_endpoint)
-    authentication = Authentication(Keyring(settings.keyring_file, clock))
+    authentication = Authentication(Keyring(settings.keyring_file, clock), clock)
     connection = Connection(settings, name="kgent-api")
     publisher = Publisher(
         connection,
@@ -62,8 +65,13 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     document = Health("api", settings.instance)
     document.needed["nats"] = lambda: _nats(connection, publisher)
 
-    events = Events(authentication, sink, limits=limits, clock=clock)
-    ingest = Events(authentication, sink, limits=limits, clock=clock, answer=as_openmeter)
+    redis = (
+        SharedRedis(settings.redis_url, on_change=metrics.redis_circuit.set) if settings.redis_url else None
+    )
+    document.useful["redis"] = lambda: health.circuit(redis.breaker if redis else None)
+    limiter = _limiter(settings, redis, metrics, clock)
+    events = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter)
+    ingest = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter, answer=as_openmeter)
     webhooks = _webhooks(settings, publisher, registry, clock)
     streams = _live(settings, authentication, connection, registry)
     heartbeats = Heartbeats.every(settings.heartbeat_seconds, settings.expected_workers)
@@ -103,6 +111,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         parts=[
             connection,
             publisher,
+            *([redis] if redis else []),
             HeartbeatFollower(connection, heartbeats, clock),
             Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
         ],
@@ -110,6 +119,17 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         before_drain=streams.drain,
         stalled_seconds=settings.stalled_client_seconds,
     )
+
+
+def _limiter(
+    settings: ApiSettings, redis: SharedRedis | None, metrics: Metrics, clock: Clock
+) -> RateLimiter | None:
+    """The tenants' rate limit; none without Redis."""
+    rate = settings.rate_limit_events_per_second
+    if redis is None or rate == 0:
+        return None
+    quota = Quota(rate, rate * BURST_SECONDS)
+    return RateLimiter(RedisBuckets(redis, quota, clock, unanswered=metrics.rate_unanswered), quota, clock)
 
 
 def _live(

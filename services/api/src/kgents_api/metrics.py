@@ -34,6 +34,14 @@ class Metrics:
         self.in_flight = Gauge(
             "kgents_nats_publishes_in_flight", "Events sent and not yet acknowledged", registry=registry
         )
+        self.redis_circuit = Gauge(
+            "kgents_redis_circuit_state", "0 closed, 1 open, 2 half-open", registry=registry
+        )
+        self.rate_unanswered = Counter(
+            "kgents_api_rate_limit_unanswered_total",
+            "Questions to the rate limit's buckets that Redis did not answer: requests passed",
+            registry=registry,
+        )
         self.refused = Counter(
             "kgents_api_events_refused_total", "Requests refused, by why", ["reason"], registry=registry
         )

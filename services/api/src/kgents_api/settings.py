@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from kgents_common.settings import ServiceSettings
+
+# A tenant may send what it did not send in so many seconds at once.
+BURST_SECONDS = 10
 
 
 class ApiSettings(ServiceSettings):
@@ -21,6 +24,12 @@ class ApiSettings(ServiceSettings):
     max_event_bytes: int = Field(512 * 1024, validation_alias="KGENTS_MAX_EVENT_BYTES", gt=0, le=900 * 1024)
     max_batch_bytes: int = Field(4 * 1024 * 1024, validation_alias="KGENTS_MAX_BATCH_BYTES", gt=0)
     max_batch_events: int = Field(1000, validation_alias="KGENTS_MAX_BATCH_EVENTS", gt=0, le=5000)
+    rate_limit_events_per_second: int = Field(
+        10_000,
+        validation_alias="KGENTS_RATE_LIMIT_EVENTS_PER_SECOND",
+        ge=0,
+        description="What a tenant may send in the long run; 0 for no limit, and none without REDIS_URL",
+    )
     max_concurrency: int = Field(512, validation_alias="KGENTS_MAX_CONCURRENCY", gt=0)
     publish_timeout_seconds: float = Field(4, validation_alias="KGENTS_PUBLISH_TIMEOUT_SECONDS", gt=0)
     # Without secrets there is no webhook door: it would verify what anybody signs.
@@ -46,6 +55,15 @@ class ApiSettings(ServiceSettings):
         description="The services /health/saas speaks of",
     )
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> Self:
+        if 0 < self.rate_limit_events_per_second * BURST_SECONDS < self.max_batch_events:
+            raise ValueError(
+                f"KGENTS_RATE_LIMIT_EVENTS_PER_SECOND times {BURST_SECONDS} must be at least"
+                " KGENTS_MAX_BATCH_EVENTS, or a whole batch could never pass"
+            )
+        return self
 
     @field_validator("expected_workers", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ content-type parameters, which OpenMeter refuses, are accepted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 import msgspec
 from opentelemetry import trace
@@ -17,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.intake import Limits, body_limit, read_events
 from kgents_api.handlers.refusal import Refused
-from kgents_api.handlers.request import headers_of, read_body
+from kgents_api.handlers.request import address_of, headers_of, read_body
+from kgents_api.model.rate_limit import RateLimiter, Verdict
 from kgents_api.model.receipts import EventSink, PartlyStoredError, Receipt, Receipts
 from kgents_common.clock import Clock
 from kgents_common.envelope import Envelope
@@ -54,20 +56,57 @@ class Events:
         limits: Limits,
         clock: Clock,
         answer: Answer = with_receipts,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._authentication = authentication
         self._sink = sink
         self._limits = limits
         self._clock = clock
         self._answer = answer
+        self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        caller = await self._authentication.caller(headers, "events:write")
+        caller = await self._authentication.caller(headers, "events:write", address=address_of(scope))
+        if self._limiter is not None:
+            refusal = self._limiter.refusal(caller.tenant)
+            if refusal is not None:  # before its body is read: it costs next to nothing
+                raise _too_fast(refusal, self._limiter)
         body = await read_body(receive, headers, body_limit(headers, self._limits))
         events = read_events(headers, body, tenant=caller.tenant, now=self._clock.now(), limits=self._limits)
+        limited: list[tuple[bytes, bytes]] = []
+        if self._limiter is not None:
+            verdict = await self._limiter.take(caller.tenant, len(events))
+            if not verdict.allowed:
+                raise _too_fast(verdict, self._limiter)
+            limited = [
+                (name.encode(), value.encode()) for name, value in _limit_headers(verdict, self._limiter)
+            ]
         receipts = await store(self._sink, events, trace_headers(headers))
-        await self._answer(receipts)(scope, receive, send)
+        response = self._answer(receipts)
+        response.raw_headers.extend(limited)
+        await response(scope, receive, send)
+
+
+def _limit_headers(verdict: Verdict, limiter: RateLimiter) -> list[tuple[str, str]]:
+    """`RateLimit-*` (draft-ietf-httpapi-ratelimit-headers-03), in events and in seconds."""
+    if verdict.remaining is None:
+        return []
+    return [
+        ("ratelimit-limit", str(limiter.quota.burst)),
+        ("ratelimit-remaining", str(verdict.remaining)),
+        ("ratelimit-reset", str(ceil(verdict.reset_seconds))),
+    ]
+
+
+def _too_fast(verdict: Verdict, limiter: RateLimiter) -> Refused:
+    wait = max(1, ceil(verdict.reset_seconds))
+    return Refused(
+        429,
+        f"your tenant may send {limiter.quota.per_second} events a second; come back in {wait} s",
+        reason="rate_limited",
+        headers={"retry-after": str(wait), **dict(_limit_headers(verdict, limiter))},
+    )
 
 
 async def store(sink: EventSink, events: list[Envelope], headers: dict[str, str]) -> list[Receipt]:

@@ -21,7 +21,7 @@ from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.live_client import Client, LiveMetrics
 from kgents_api.handlers.live_tails import Tails
 from kgents_api.handlers.refusal import Refused
-from kgents_api.handlers.request import headers_of
+from kgents_api.handlers.request import address_of, headers_of
 from kgents_api.model import live
 from kgents_api.model.live import EventLog, Tail, TypeFilter
 from kgents_common import problems
@@ -76,7 +76,7 @@ class Live:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        tenant = (await self._authentication.caller(headers, SCOPE)).tenant
+        tenant = (await self._authentication.caller(headers, SCOPE, address=address_of(scope))).tenant
         after, wanted = _asked(scope, headers)
         if scope["method"] == "HEAD":
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
@@ -194,6 +194,7 @@ def openapi_paths() -> dict[str, Any]:
         "400": "Last-Event-ID or a type is not one.",
         "401": "No credentials, or unknown ones.",
         "403": "The credentials lack the scope events:read.",
+        "429": "Too many unknown credentials from this address.",
         "503": "Too many streams, or the stream cannot be read now: come back after Retry-After.",
     }
     position = {"type": "string", "pattern": "^[0-9]{1,20}$"}

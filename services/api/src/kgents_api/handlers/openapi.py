@@ -24,6 +24,7 @@ _REFUSALS = {
     403: "The credentials lack the scope, or the subject is another tenant's.",
     413: "The body, an event or the batch is too large.",
     415: "A content type or encoding that is not taken.",
+    429: "Too many events of this tenant, or too many unknown credentials: come back after Retry-After.",
     503: "Not durable: send the same request again after Retry-After. What was stored is recognised.",
 }
 _STYLE = """
@@ -61,7 +62,7 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
                             "description": "Every event is durable in the stream.",
                             "content": {JSON: {"schema": receipts}},
                         },
-                        **_refusals(400, 401, 403, 413, 415, 503),
+                        **_refusals(400, 401, 403, 413, 415, 429, 503),
                     },
                 }
             },
@@ -82,7 +83,7 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
                                 }
                             },
                         },
-                        **_refusals(400, 401, 403, 413, 415, 503),
+                        **_refusals(400, 401, 403, 413, 415, 429, 503),
                     },
                 }
             },

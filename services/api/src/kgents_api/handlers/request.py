@@ -16,6 +16,12 @@ def headers_of(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
+def address_of(scope: Scope) -> str:
+    """The client's address; behind a proxy that the server trusts, the one the proxy names."""
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
 def media_type(headers: dict[str, str]) -> str:
     """The content type without parameters, in lower case (RFC 9110 section 8.3)."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from kgents_api.handlers.events import trace_headers
 from kgents_api.handlers.refusal import Refused
-from kgents_api.handlers.request import headers_of, read_body
+from kgents_api.handlers.request import address_of, headers_of, read_body
 from kgents_api.model.failures import FailureCounts
 from kgents_api.model.stripe_signature import SignatureError, verify
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
@@ -139,9 +139,7 @@ class StripeWebhooks:
             raise self._refusal(400, str(error), "not_an_event") from None
 
     def _unverified(self, scope: Scope, reason: str) -> Refused:
-        client = scope.get("client")
-        address = client[0] if client else ""
-        if self._failures.failed(address, self._clock.monotonic()):
+        if self._failures.failed(address_of(scope), self._clock.monotonic()):
             return self._refusal(
                 429, "too many requests that are not Stripe's", "rate_limited", retry_after=60
             )
