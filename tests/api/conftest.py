@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,28 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
             httpx.Client(base_url=service.url, timeout=20) as client,
         ):
             yield Door(service, nats, key, foreign_key, reader_key, client)
+
+
+@contextmanager
+def serving(
+    directory: Path,
+    nats: NatsServer,
+    keys: Mapping[str, str],
+    records: Iterable[keyring.KeyRecord],
+    **environment: str,
+) -> Iterator[dict[str, httpx.Client]]:
+    """A door of one test's own; a client for each key, by its name."""
+    keyring.write(directory / "keys.json", records)
+    environment = {
+        "NATS_SERVERS": nats.url,
+        "KGENTS_KEYRING_FILE": str(directory / "keys.json"),
+        **environment,
+    }
+    with ExitStack() as stack:
+        service = stack.enter_context(ServiceProcess("api", directory / "api", environment))
+        yield {
+            name: stack.enter_context(
+                httpx.Client(base_url=service.url, timeout=20, headers={"x-api-key": key} if key else {})
+            )
+            for name, key in keys.items()
+        }

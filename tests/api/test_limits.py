@@ -14,7 +14,8 @@ import pytest
 
 from kgents_common import keyring
 from kgents_devstack.servers import NatsServer
-from kgents_devstack.services import ServiceProcess
+
+from .conftest import apply_streams, serving
 
 RATE = 1
 BURST = 10
@@ -51,26 +52,19 @@ class Limited:
 
 @pytest.fixture
 def limited(tmp_path: Path, nats_server: NatsServer, own_valkey: Any) -> Iterator[Limited]:
-    from tests.api.conftest import apply_streams
-
     apply_streams(nats_server)
-    keys = {tenant: keyring.mint(tenant) for tenant in ("acme", "globex")}
-    keyring.write(tmp_path / "keys.json", [record for _, record in keys.values()])
-    environment = {
-        "NATS_SERVERS": nats_server.url,
-        "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json"),
-        "REDIS_URL": own_valkey.url,
-        "KGENTS_RATE_LIMIT_EVENTS_PER_SECOND": str(RATE),
-        "KGENTS_MAX_BATCH_EVENTS": str(BURST),
-    }
-    with ServiceProcess("api", tmp_path / "api", environment) as service:
-        clients = {
-            tenant: httpx.Client(base_url=service.url, timeout=20, headers={"x-api-key": key})
-            for tenant, (key, _) in keys.items()
-        }
+    minted = {tenant: keyring.mint(tenant) for tenant in ("acme", "globex")}
+    keys = {tenant: key for tenant, (key, _) in minted.items()}
+    with serving(
+        tmp_path,
+        nats_server,
+        keys,
+        [record for _, record in minted.values()],
+        REDIS_URL=own_valkey.url,
+        KGENTS_RATE_LIMIT_EVENTS_PER_SECOND=str(RATE),
+        KGENTS_MAX_BATCH_EVENTS=str(BURST),
+    ) as clients:
         yield Limited(clients, own_valkey)
-        for client in clients.values():
-            client.close()
 
 
 def test_a_tenant_gets_its_quota_and_no_more(limited: Limited) -> None:

@@ -28,11 +28,15 @@ BATCH = "application/cloudevents-batch+json"
 TIME_ORIGIN = "timeorigin"
 TIME_ORIGIN_RECEIVED = "received"
 
+# An extension attribute: which agent the event is from. The door vouches for it where a session was shown.
+AGENT = "agent"
+
 # Types of events that the system makes itself, from facts; nobody else may send one.
 RESERVED_TYPES = "billing."
 
 MAX_ID_CHARACTERS = 512
 MAX_SOURCE_CHARACTERS = 1024
+MAX_AGENT_CHARACTERS = 128
 MAX_DEPTH = 32
 MAX_FUTURE = timedelta(minutes=5)
 # Older than the Unix epoch or beyond what a date type holds is a broken clock, not a late event.
@@ -114,6 +118,7 @@ def read(
     now: datetime,
     place: str = "",
     max_future: timedelta = MAX_FUTURE,
+    agent: str | None = None,
 ) -> Envelope:
     """Check one structured CloudEvent and set its subject to `tenant` and, where absent, its time to `now`.
 
@@ -123,15 +128,16 @@ def read(
         now: The moment of receipt, aware, in UTC.
         place: What to put before a field's name in a violation, e.g. `[3].`.
         max_future: How far ahead of `now` a time may be.
+        agent: The only agent it may be from, set as the attribute `agent`; None where any may be named.
 
     Raises:
-        EnvelopeError: With every violated rule; status 403 where the only fault is a foreign tenant.
+        EnvelopeError: With every violated rule; status 403 where the only fault is a foreign tenant or agent.
     """
     try:
         attributes = _OBJECT.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise EnvelopeError([Violation(place.rstrip("."), f"must be a JSON object: {error}")]) from None
-    return _check(attributes, body, tenant=tenant, now=now, place=place, max_future=max_future)
+    return _check(attributes, body, tenant=tenant, now=now, place=place, max_future=max_future, agent=agent)
 
 
 def _check(
@@ -142,6 +148,7 @@ def _check(
     now: datetime,
     place: str,
     max_future: timedelta = MAX_FUTURE,
+    agent: str | None = None,
 ) -> Envelope:
     wrong: list[Violation] = []
 
@@ -193,16 +200,24 @@ def _check(
     time, received = _time(attributes, now, max_future, fail)
     data = _data(attributes, fail)
 
-    foreign = False
+    foreign = 0
     if _optional(attributes, "subject") is not None:
         subject = text("subject", 64)
         if subject and subject != tenant:
-            foreign = not wrong
+            foreign += 1
             fail("subject", "must be the tenant of the credentials, or absent")
+    names_agent = _optional(attributes, AGENT) is not None
+    if agent is not None and names_agent:
+        named = text(AGENT, MAX_AGENT_CHARACTERS)
+        if named and named != agent:
+            foreign += 1
+            fail(AGENT, "must be the agent of the session, or absent")
     if wrong:
-        raise EnvelopeError(wrong, status=403 if foreign else 400)
+        raise EnvelopeError(wrong, status=403 if foreign == len(wrong) else 400)
 
     stamped = {}
+    if agent is not None and not names_agent:
+        stamped[AGENT] = msgspec.Raw(_ENCODER.encode(agent))
     if _optional(attributes, "subject") is None:
         stamped["subject"] = msgspec.Raw(_ENCODER.encode(tenant))
     if _optional(attributes, "time") is None:
@@ -280,7 +295,9 @@ def _depth(value: object) -> int:
 _NESTED = (dict, list)
 
 
-def read_batch(body: bytes, *, tenant: str, now: datetime, limit: int) -> list[Envelope]:
+def read_batch(
+    body: bytes, *, tenant: str, now: datetime, limit: int, agent: str | None = None
+) -> list[Envelope]:
     """Check a JSON array of CloudEvents; all are good or none is taken.
 
     Raises:
@@ -300,7 +317,7 @@ def read_batch(body: bytes, *, tenant: str, now: datetime, limit: int) -> list[E
     statuses: set[int] = set()
     for index, item in enumerate(items):
         try:
-            envelopes.append(read(item, tenant=tenant, now=now, place=f"[{index}]."))
+            envelopes.append(read(item, tenant=tenant, now=now, place=f"[{index}].", agent=agent))
         except EnvelopeError as error:
             wrong.extend(error.violations)
             statuses.add(error.status)
@@ -309,7 +326,9 @@ def read_batch(body: bytes, *, tenant: str, now: datetime, limit: int) -> list[E
     return envelopes
 
 
-def read_binary(headers: Mapping[str, str], body: bytes, *, tenant: str, now: datetime) -> Envelope:
+def read_binary(
+    headers: Mapping[str, str], body: bytes, *, tenant: str, now: datetime, agent: str | None = None
+) -> Envelope:
     """Check an event in the HTTP binding's binary mode: attributes as `ce-` headers, the body as its data.
 
     `headers` has lower-case names. Header values are percent-decoded (HTTP binding 3.1.3.2).
@@ -328,7 +347,7 @@ def read_binary(headers: Mapping[str, str], body: bytes, *, tenant: str, now: da
     for name in ("data", "datacontenttype"):
         if f"ce-{name}" in headers:
             raise EnvelopeError([Violation(name, "must not be a header in binary mode")])
-    envelope = _check(attributes, b"", tenant=tenant, now=now, place="")
+    envelope = _check(attributes, b"", tenant=tenant, now=now, place="", agent=agent)
     return envelope if envelope.body else replace(envelope, body=_ENCODER.encode(attributes))
 
 

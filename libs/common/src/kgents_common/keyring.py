@@ -121,6 +121,7 @@ class Keyring:
         self._path = path
         self._clock = clock or SystemClock()
         self._by_hash: dict[str, KeyRecord] = {}
+        self._by_id: dict[str, KeyRecord] = {}
         self._stamp: tuple[int, int, int] | None = None
         self._looked_at = self._clock.monotonic()
         self._adopt()
@@ -130,11 +131,19 @@ class Keyring:
 
         The lookup is by the hash of the key, so its time tells nothing about any stored key.
         """
-        if self._clock.monotonic() - self._looked_at >= RELOAD_SECONDS:
-            self._reload()
+        self._follow()
         if not key.startswith("kg_") or len(key) > 128 or not key.isascii():
             return None
         return self._by_hash.get(digest(key))
+
+    def by_id(self, key_id: str) -> KeyRecord | None:
+        """The record of a key by its id; None where there is none any more."""
+        self._follow()
+        return self._by_id.get(key_id)
+
+    def _follow(self) -> None:
+        if self._clock.monotonic() - self._looked_at >= RELOAD_SECONDS:
+            self._reload()
 
     def _reload(self) -> None:
         self._looked_at = self._clock.monotonic()
@@ -148,6 +157,7 @@ class Keyring:
     def _adopt(self) -> None:
         records = load(self._path)
         self._by_hash = {record.sha256: record for record in records}
+        self._by_id = {record.id: record for record in records}
         self._stamp = self._file_stamp()
 
     def _file_stamp(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kgents_api.handlers import live, openapi, saas, stripe_webhooks
+from kgents_api.handlers import live, openapi, saas, sessions, stripe_webhooks
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.events import Events, as_openmeter
 from kgents_api.handlers.instrument import Instrument
@@ -20,12 +20,14 @@ from kgents_api.handlers.live import Live, LiveLimits
 from kgents_api.handlers.live_client import LiveMetrics
 from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.saas import HeartbeatFollower, Saas
+from kgents_api.handlers.sessions import SessionDoor
 from kgents_api.handlers.stripe_webhooks import StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
 from kgents_api.model.rate_limit import Quota, RateLimiter
 from kgents_api.model.saas import Heartbeats
 from kgents_api.settings import BURST_SECONDS, ApiSettings
 from kgents_api.sinks.rate_buckets import RedisBuckets
+from kgents_api.sinks.sessions import RedisSessions
 from kgents_api.sinks.shared_redis import SharedRedis
 from kgents_api.sinks.stream import StreamSink
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
@@ -51,7 +53,11 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     registry = new_registry()
     metrics = Metrics(registry)
     tracing = Tracing(service="api", instance=settings.instance, endpoint=settings.otlp_endpoint)
-    authentication = Authentication(Keyring(settings.keyring_file, clock), clock)
+    redis = (
+        SharedRedis(settings.redis_url, on_change=metrics.redis_circuit.set) if settings.redis_url else None
+    )
+    kept = RedisSessions(redis) if redis else None
+    authentication = Authentication(Keyring(settings.keyring_file, clock), clock, kept)
     connection = Connection(settings, name="kgent-api")
     publisher = Publisher(
         connection,
@@ -65,9 +71,6 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     document = Health("api", settings.instance)
     document.needed["nats"] = lambda: _nats(connection, publisher)
 
-    redis = (
-        SharedRedis(settings.redis_url, on_change=metrics.redis_circuit.set) if settings.redis_url else None
-    )
     document.useful["redis"] = lambda: health.circuit(redis.breaker if redis else None)
     limiter = _limiter(settings, redis, metrics, clock)
     events = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter)
@@ -78,6 +81,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     described = {
         **live.openapi_paths(),
         **saas.openapi_paths(),
+        **(sessions.openapi_paths() if kept else {}),
         **(stripe_webhooks.openapi_paths() if webhooks else {}),
     }
     routes = [
@@ -86,6 +90,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         *live.routes(streams),
         *health.routes(document, registry),
         *saas.routes(Saas(document, heartbeats, clock)),
+        *(sessions.routes(SessionDoor(authentication, kept, clock)) if kept else ()),
         *(stripe_webhooks.routes(webhooks) if webhooks else ()),
         *openapi.routes(limits, described),
     ]

@@ -1,13 +1,16 @@
-"""From request headers to a caller: an API key, as a bearer token or in `X-API-Key`."""
+"""From request headers to a caller: an API key or a session's token, as a bearer token or in `X-API-Key`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from kgents_api.handlers.refusal import Refused
+from kgents_api.model import sessions
 from kgents_api.model.caller import Caller, FindsKeys
 from kgents_api.model.failures import FailureCounts
+from kgents_api.model.sessions import Sessions
 from kgents_common.clock import Clock
+from kgents_common.errors import TransientError
 from kgents_common.keyring import KeyRecord, presented
 
 FAILURES_A_MINUTE = 100
@@ -16,32 +19,50 @@ _CHALLENGE = {"www-authenticate": 'Bearer realm="kgents"'}
 
 
 class Authentication:
-    """Knows callers by their API keys."""
+    """Knows callers by their API keys and session tokens.
 
-    def __init__(self, keyring: FindsKeys, clock: Clock) -> None:
+    Args:
+        kept: Where sessions are; None where this deployment has none.
+    """
+
+    def __init__(self, keyring: FindsKeys, clock: Clock, kept: Sessions | None = None) -> None:
         self._keyring = keyring
         self._clock = clock
+        self._sessions = kept
         self._failures = FailureCounts(FAILURES_A_MINUTE)
         self._callers: dict[KeyRecord, Caller] = {}
 
     async def caller(self, headers: Mapping[str, str], scope: str, *, address: str = "") -> Caller:
         """Who calls, having `scope`. `headers` has lower-case names.
 
+        Raises:
+            Refused: As `identify`; 403 without the scope.
+        """
+        found = await self.identify(headers, address=address)
+        if not found.may(scope):
+            raise Refused(403, f"these credentials lack the scope {scope}", reason="forbidden")
+        return found
+
+    async def identify(self, headers: Mapping[str, str], *, address: str = "") -> Caller:
+        """Who calls, whatever they may do.
+
         Unknown credentials count against the address, where one is given; good ones always pass.
 
         Raises:
-            Refused: 401 without good credentials, 403 without the scope, 429 after too many unknown ones.
+            Refused: 401 without good credentials, 429 after too many unknown ones, 503 where a session cannot
+                be looked up.
         """
-        key = presented(headers)
-        if not key:
+        shown = presented(headers)
+        if not shown:
             raise Refused(
                 401,
                 "send an API key: Authorization: Bearer kg_… or X-API-Key: kg_…",
                 reason="unauthenticated",
                 headers=_CHALLENGE,
             )
-        record = self._keyring.find(key)
-        if record is None:
+        is_session = shown.startswith(sessions.PREFIX)
+        found = await self._by_session(shown) if is_session else self._by_key(shown)
+        if found is None:
             if address and self._failures.failed(address, self._clock.monotonic()):
                 raise Refused(
                     429,
@@ -49,12 +70,37 @@ class Authentication:
                     reason="too_many_failures",
                     headers={"retry-after": "60"},
                 )
-            raise Refused(
-                401, "these credentials are not known", reason="unauthenticated", headers=_CHALLENGE
-            )
+            detail = "this session is over, or never was" if is_session else "these credentials are not known"
+            raise Refused(401, detail, reason="unauthenticated", headers=_CHALLENGE)
+        return found
+
+    def _by_key(self, key: str) -> Caller | None:
+        record = self._keyring.find(key)
+        if record is None:
+            return None
         found = self._callers.get(record)
         if found is None:
             found = self._callers[record] = Caller(record.tenant, frozenset(record.scopes), record.id)
-        if not found.may(scope):
-            raise Refused(403, f"these credentials lack the scope {scope}", reason="forbidden")
         return found
+
+    async def _by_session(self, token: str) -> Caller | None:
+        session_id = sessions.id_of(token)
+        if self._sessions is None or session_id is None:
+            return None
+        try:
+            session = await self._sessions.find(session_id)
+        except TransientError:
+            raise sessions_unavailable() from None
+        if session is None or not session.is_opened_by(token):
+            return None
+        return session.caller(self._keyring.by_id(session.key_id), self._clock.now())
+
+
+def sessions_unavailable() -> Refused:
+    """503: nothing can be said about any session now."""
+    return Refused(
+        503,
+        "sessions cannot be looked up now; API keys still work",
+        reason="sessions_unavailable",
+        headers={"retry-after": "2"},
+    )

@@ -73,7 +73,7 @@ class Events:
             if refusal is not None:  # before its body is read: it costs next to nothing
                 raise _too_fast(refusal, self._limiter)
         body = await read_body(receive, headers, body_limit(headers, self._limits))
-        events = read_events(headers, body, tenant=caller.tenant, now=self._clock.now(), limits=self._limits)
+        events = read_events(headers, body, caller=caller, now=self._clock.now(), limits=self._limits)
         limited: list[tuple[bytes, bytes]] = []
         if self._limiter is not None:
             verdict = await self._limiter.take(caller.tenant, len(events))

@@ -61,7 +61,7 @@ class Instrument:
             return
         started = time.perf_counter()
         app = self._direct.get((scope["method"], scope["path"]), self._app)
-        route = self._routes.get(scope["path"], OTHER)
+        route = self._routes.get(scope["path"]) or self._below(scope["path"])
         status = 500
         has_begun = False
 
@@ -118,6 +118,10 @@ class Instrument:
 
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             await app(scope, receive, noting)
+
+    def _below(self, path: str) -> str:
+        """The route that ends in an id, else `other`."""
+        return self._routes.get(path.rpartition("/")[0] + "/{id}", OTHER)
 
     def _note(self, route: str, method: str, status: int, seconds: float) -> None:
         key = (route, method if method in _METHODS else OTHER, status)

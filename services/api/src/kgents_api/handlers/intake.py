@@ -7,6 +7,7 @@ from datetime import datetime
 
 from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.request import media_type
+from kgents_api.model.caller import Caller
 from kgents_common import envelope
 from kgents_common.envelope import Envelope
 from kgents_common.errors import EnvelopeError, Violation
@@ -29,7 +30,7 @@ def body_limit(headers: dict[str, str], limits: Limits) -> int:
 
 
 def read_events(
-    headers: dict[str, str], body: bytes, *, tenant: str, now: datetime, limits: Limits
+    headers: dict[str, str], body: bytes, *, caller: Caller, now: datetime, limits: Limits
 ) -> list[Envelope]:
     """The events of a request, all good.
 
@@ -37,18 +38,19 @@ def read_events(
         Refused: 400, 403, 413 or 415, naming every wrong field.
     """
     kind = media_type(headers)
+    tenant, agent = caller.tenant, caller.agent
     try:
         if kind == envelope.STRUCTURED:
-            events = [envelope.read(body, tenant=tenant, now=now)]
+            events = [envelope.read(body, tenant=tenant, now=now, agent=agent)]
         elif kind == envelope.BATCH:
-            events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events)
+            events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events, agent=agent)
         elif "ce-specversion" in headers and kind in (JSON, ""):
             # Without a content type the data is JSON (CloudEvents 1.0 section 3.1.1, datacontenttype).
-            events = [envelope.read_binary(headers, body, tenant=tenant, now=now)]
+            events = [envelope.read_binary(headers, body, tenant=tenant, now=now, agent=agent)]
         elif kind == JSON and body.lstrip()[:1] == b"[":
-            events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events)
+            events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events, agent=agent)
         elif kind == JSON:
-            events = [envelope.read(body, tenant=tenant, now=now)]
+            events = [envelope.read(body, tenant=tenant, now=now, agent=agent)]
         else:
             raise Refused(
                 415,
@@ -69,7 +71,9 @@ def read_events(
 
 
 def _refusal(error: EnvelopeError) -> Refused:
-    reason = {403: "foreign_tenant", 413: "too_large"}.get(error.status, "invalid_event")
+    is_tenant = any(violation.field.endswith("subject") for violation in error.violations)
+    foreign = "foreign_tenant" if is_tenant else "foreign_agent"
+    reason = {403: foreign, 413: "too_large"}.get(error.status, "invalid_event")
     count = len(error.violations)
     return Refused(
         error.status,

@@ -20,11 +20,10 @@ from starlette.types import Receive, Scope, Send
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.live_client import Client, LiveMetrics
 from kgents_api.handlers.live_tails import Tails
-from kgents_api.handlers.refusal import Refused
+from kgents_api.handlers.refusal import Refused, described
 from kgents_api.handlers.request import address_of, headers_of
 from kgents_api.model import live
 from kgents_api.model.live import EventLog, Tail, TypeFilter
-from kgents_common import problems
 from kgents_common.errors import EnvelopeError, TransientError
 
 PATH = "/v1/events/stream"
@@ -242,15 +241,7 @@ def openapi_paths() -> dict[str, Any]:
                         "description": "The events, until one side ends it.",
                         "content": {"text/event-stream": {"schema": {"type": "string"}}},
                     },
-                    **{
-                        status: {
-                            "description": text,
-                            "content": {
-                                problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}
-                            },
-                        }
-                        for status, text in refused.items()
-                    },
+                    **described(refused),
                 },
             }
         }

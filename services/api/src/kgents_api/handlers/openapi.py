@@ -12,10 +12,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from kgents_api.handlers.intake import JSON, Limits
+from kgents_api.handlers.refusal import described
 from kgents_api.model.receipts import Receipts
-from kgents_common import envelope, problems, subjects
+from kgents_common import envelope, subjects
 
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 _EVENT = {"$ref": "#/components/schemas/CloudEvent"}
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}]
 _REFUSALS = {
@@ -109,7 +109,11 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
         },
         "components": {
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key: `kg_…`"},
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key `kg_…`, or a session's token `ks_…`",
+                },
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             },
             "schemas": {**schemas, "CloudEvent": _cloud_event(), "Problem": _problem()},
@@ -145,13 +149,7 @@ def _events_body(limits: Limits) -> dict[str, Any]:
 
 
 def _refusals(*statuses: int) -> dict[str, Any]:
-    return {
-        str(status): {
-            "description": _REFUSALS[status],
-            "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM}},
-        }
-        for status in statuses
-    }
+    return described({str(status): _REFUSALS[status] for status in statuses})
 
 
 def _health(operation: str, summary: str) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.responses import Response
 
 from kgents_common.errors import Violation
-from kgents_common.problems import problem
+from kgents_common.problems import MEDIA_TYPE, problem
 
 
 class Refused(Exception):  # noqa: N818 it is an answer, not an error of ours
@@ -33,3 +34,14 @@ class Refused(Exception):  # noqa: N818 it is an answer, not an error of ours
             headers=headers,
             extensions=extensions,
         )
+
+
+def described(refusals: Mapping[str, str]) -> dict[str, Any]:
+    """Statuses and what they mean as OpenAPI responses with a problem document."""
+    return {
+        status: {
+            "description": text,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status, text in refusals.items()
+    }

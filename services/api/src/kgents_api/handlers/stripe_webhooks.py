@@ -19,12 +19,12 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from kgents_api.handlers.events import trace_headers
-from kgents_api.handlers.refusal import Refused
+from kgents_api.handlers.refusal import Refused, described
 from kgents_api.handlers.request import address_of, headers_of, read_body
 from kgents_api.model.failures import FailureCounts
 from kgents_api.model.stripe_signature import SignatureError, verify
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
-from kgents_common import problems, stripe_events
+from kgents_common import stripe_events
 from kgents_common.clock import Clock
 from kgents_common.errors import PermanentError, TransientError
 from kgents_common.publisher import AlreadyThereError, Publisher
@@ -217,15 +217,7 @@ def openapi_paths() -> dict[str, Any]:
                 },
                 "responses": {
                     "200": {"description": "Stored, now or before."},
-                    **{
-                        status: {
-                            "description": text,
-                            "content": {
-                                problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}
-                            },
-                        }
-                        for status, text in refused.items()
-                    },
+                    **described(refused),
                 },
             }
         }

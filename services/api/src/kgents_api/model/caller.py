@@ -14,11 +14,13 @@ class Caller:
 
     Attributes:
         credential: The id of the key or session, for a log.
+        agent: The one agent of a session; None for a key, which may speak for any.
     """
 
     tenant: str
     scopes: frozenset[str]
     credential: str
+    agent: str | None = None
 
     def may(self, scope: str) -> bool:
         """Whether the credentials carry this scope."""
@@ -30,3 +32,6 @@ class FindsKeys(Protocol):
 
     def find(self, key: str) -> KeyRecord | None:
         """The record of a presented key."""
+
+    def by_id(self, key_id: str) -> KeyRecord | None:
+        """The record of a key by its id."""
