@@ -32,7 +32,15 @@ class TransientError(KgentsError):
 
 
 class NotDurableError(TransientError):
-    """JetStream did not acknowledge a message in time; repeating it under the same identity is safe."""
+    """JetStream did not acknowledge a message in time; repeating it under the same identity is safe.
+
+    Args:
+        may_be_stored: It was sent and nothing was heard; False where it was refused or never left.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, may_be_stored: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.may_be_stored = may_be_stored
 
 
 class PermanentError(KgentsError):

@@ -38,9 +38,12 @@ from kgents_common.connection import Connection
 from kgents_common.health import Check, Health, Heartbeat, Status
 from kgents_common.keyring import Keyring
 from kgents_common.problems import problem
-from kgents_common.publisher import Publisher
+from kgents_common.publisher import Publisher, Spool, SpoolingPublisher
 from kgents_common.resilience import CircuitBreaker, CircuitState
 from kgents_common.telemetry import Tracing, new_registry
+
+# After NATS is back the door must not wait long to notice; asking costs nothing while it is away.
+LONGEST_REST = timedelta(seconds=2)
 
 
 async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
@@ -62,15 +65,26 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     publisher = Publisher(
         connection,
         timeout=timedelta(seconds=settings.publish_timeout_seconds),
-        breaker=CircuitBreaker("nats", threshold=20, window=40, on_change=metrics.circuit.set, clock=clock),
+        breaker=CircuitBreaker(
+            "nats",
+            threshold=20,
+            window=40,
+            longest_rest=LONGEST_REST,
+            on_change=metrics.circuit.set,
+            clock=clock,
+        ),
     )
     metrics.in_flight.set_function(lambda: publisher.in_flight)
-    sink = StreamSink(publisher, metrics)
+    spooling = _spooling(settings, publisher, connection, metrics, clock)
+    sink = StreamSink(spooling or publisher, metrics)
     limits = Limits(settings.max_event_bytes, settings.max_batch_bytes, settings.max_batch_events)
 
     document = Health("api", settings.instance)
-    document.needed["nats"] = lambda: _nats(connection, publisher)
-
+    if spooling is None:
+        document.needed["nats"] = lambda: _nats(connection, publisher)
+    else:
+        document.useful["nats"] = lambda: _nats(connection, publisher)
+        document.needed["spool"] = lambda: _spool(spooling.spool)
     document.useful["redis"] = lambda: health.circuit(redis.breaker if redis else None)
     limiter = _limiter(settings, redis, metrics, clock)
     events = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter)
@@ -116,6 +130,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         parts=[
             connection,
             publisher,
+            *([spooling] if spooling else []),
             *([redis] if redis else []),
             HeartbeatFollower(connection, heartbeats, clock),
             Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
@@ -124,6 +139,19 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         before_drain=streams.drain,
         stalled_seconds=settings.stalled_client_seconds,
     )
+
+
+def _spooling(
+    settings: ApiSettings, publisher: Publisher, connection: Connection, metrics: Metrics, clock: Clock
+) -> SpoolingPublisher | None:
+    """The publisher with a spool behind it; none where the operator gives it no directory."""
+    if settings.spool_directory is None:
+        return None
+    spool = Spool(settings.spool_directory, settings.spool_max_bytes)
+    metrics.spool_depth.set_function(lambda: spool.depth)
+    metrics.spool_bytes.set_function(lambda: spool.bytes)
+    metrics.spool_refused.set_function(lambda: spool.refused)
+    return SpoolingPublisher(publisher, connection, spool, clock, on_replayed=metrics.spool_replayed.inc)
 
 
 def _limiter(
@@ -170,6 +198,15 @@ def _nats(connection: Connection, publisher: Publisher) -> Check:
     return Check(
         Status.OK if state is CircuitState.CLOSED else Status.DEGRADED, f"circuit {state.name.lower()}"
     )
+
+
+def _spool(spool: Spool) -> Check:
+    """Down once it is full: then nothing more can be made durable while NATS is away."""
+    if spool.is_full:
+        return Check(Status.DOWN, "full")
+    if spool.refused:
+        return Check(Status.DEGRADED, f"{spool.refused} events that the stream can never take")
+    return Check(Status.DEGRADED, f"{spool.depth} events wait") if spool.depth else Check(Status.OK)
 
 
 async def _http_problem(_: Request, error: Exception) -> Response:

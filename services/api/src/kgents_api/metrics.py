@@ -34,6 +34,22 @@ class Metrics:
         self.in_flight = Gauge(
             "kgents_nats_publishes_in_flight", "Events sent and not yet acknowledged", registry=registry
         )
+        self.spool_depth = Gauge(
+            "kgents_nats_fallback_queue_depth", "Events in the spool, waiting", registry=registry
+        )
+        self.spool_bytes = Gauge(
+            "kgents_nats_fallback_queue_bytes", "What the spool holds, of what it may", registry=registry
+        )
+        self.spool_refused = Gauge(
+            "kgents_nats_fallback_queue_refused",
+            "Events in the spool that the stream can never take: kept, for an operator",
+            registry=registry,
+        )
+        self.spool_replayed = Counter(
+            "kgents_nats_fallback_replayed_total",
+            "Events of the spool that the stream has taken",
+            registry=registry,
+        )
         self.redis_circuit = Gauge(
             "kgents_redis_circuit_state", "0 closed, 1 open, 2 half-open", registry=registry
         )

@@ -32,6 +32,13 @@ class ApiSettings(ServiceSettings):
     )
     max_concurrency: int = Field(512, validation_alias="KGENTS_MAX_CONCURRENCY", gt=0)
     publish_timeout_seconds: float = Field(4, validation_alias="KGENTS_PUBLISH_TIMEOUT_SECONDS", gt=0)
+    # On a disk of this process's own: two processes cannot share one.
+    spool_directory: Path | None = Field(
+        None,
+        validation_alias="KGENTS_SPOOL_DIRECTORY",
+        description="Where events are kept that NATS cannot take; None for none: they are answered 503",
+    )
+    spool_max_bytes: int = Field(256 * 1024 * 1024, validation_alias="KGENTS_SPOOL_MAX_BYTES", gt=0)
     # Without secrets there is no webhook door: it would verify what anybody signs.
     stripe_webhook_secrets: SecretStr | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRETS")
     stripe_webhook_secrets_file: Path | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRETS_FILE")

@@ -42,7 +42,10 @@ def with_receipts(receipts: list[Receipt]) -> Response:
 
 def as_openmeter(receipts: list[Receipt]) -> Response:
     """204 and nothing; where the last event is stored is in a header."""
-    return Response(status_code=204, headers={"kgents-stream-seq": str(receipts[-1].stream_sequence)})
+    last = receipts[-1]
+    if last.stored == "spool":
+        return Response(status_code=204, headers={"kgents-stored": "spool"})
+    return Response(status_code=204, headers={"kgents-stream-seq": str(last.stream_sequence)})
 
 
 class Events:

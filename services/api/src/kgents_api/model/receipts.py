@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from kgents_common.envelope import Envelope
 from kgents_common.errors import NotDurableError
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The proof for one event: where it is stored, and whether it was there before."""
+    """The proof for one event: where it is stored, and whether it was there before.
+
+    Attributes:
+        stored: `stream`, or `spool`: synced on the door's own disk, to be published when the stream takes it.
+        duplicate: It was there already, as far as the place where it is stored remembers.
+        stream: Where it is in the stream; absent for an event in the spool.
+    """
 
     id: str
     source: str
     duplicate: bool
-    stream: str
-    stream_sequence: int
+    stored: Literal["stream", "spool"] = "stream"
+    stream: str | UnsetType = UNSET
+    stream_sequence: int | UnsetType = UNSET
 
 
 class Receipts(msgspec.Struct, frozen=True):

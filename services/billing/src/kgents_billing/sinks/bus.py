@@ -11,8 +11,7 @@ from kgents_common import stripe_events, subjects
 from kgents_common.connection import Connection
 from kgents_common.delivery import header_text
 from kgents_common.errors import KgentsError
-from kgents_common.publisher import AlreadyThereError, Publisher
-from kgents_common.stored import stored_ids
+from kgents_common.publisher import AlreadyThereError, Publisher, stored_ids
 from kgents_common.stripe_events import StripeEnvelope
 
 # JetStream recognises an id for two minutes; half of that leaves room for clocks and for the publish itself.

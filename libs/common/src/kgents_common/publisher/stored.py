@@ -15,7 +15,7 @@ from nats.js.errors import Error as JetStreamError
 
 from kgents_common.connection import Connection
 from kgents_common.errors import TransientError
-from kgents_common.publisher import MESSAGE_ID
+from kgents_common.publisher.pipeline import MESSAGE_ID
 
 BATCH = 500
 FETCH_SECONDS = 5.0

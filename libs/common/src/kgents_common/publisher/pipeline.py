@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import msgspec
 from nats.aio.msg import Msg
@@ -20,7 +21,7 @@ from nats.errors import Error as NatsError
 
 from kgents_common.connection import Connection
 from kgents_common.envelope import Envelope
-from kgents_common.errors import NotDurableError, PermanentError
+from kgents_common.errors import KgentsError, NotDurableError, PermanentError, TransientError
 from kgents_common.resilience import CircuitBreaker
 
 MESSAGE_ID = "Nats-Msg-Id"
@@ -48,6 +49,21 @@ class Ack:
     stream: str
     seq: int
     duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is published: where, what, under which identity, and with which headers beside it."""
+
+    subject: str
+    body: bytes
+    message_id: str
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, event: Envelope, headers: Mapping[str, str]) -> Self:
+        """An event of AGENTESE under its identity."""
+        return cls(event.subject, event.body, event.key.hex(), headers)
 
 
 class _Reply(msgspec.Struct):
@@ -145,6 +161,40 @@ class Publisher:
         future = await self.send(subject, payload, message_id=message_id, headers=headers)
         return await future
 
+    async def publish_all(self, messages: Sequence[Message]) -> list[Ack | KgentsError]:
+        """Send all, then await all: for each, in order, its acknowledgement or one of `publish`'s errors.
+
+        After one that could not be sent for a while, the rest are not tried: they would meet the same.
+        """
+        if len(messages) == 1:
+            try:
+                return [await (await self._send_message(messages[0]))]
+            except KgentsError as error:
+                return [error]
+        sent: list[asyncio.Future[Ack] | KgentsError] = []
+        for message in messages:
+            try:
+                sent.append(await self._send_message(message))
+            except PermanentError as error:
+                sent.append(error)
+            except TransientError as error:
+                sent += [error] * (len(messages) - len(sent))
+                break
+        waiting = [future for future in sent if isinstance(future, asyncio.Future)]
+        acks = iter(await asyncio.gather(*waiting, return_exceptions=True))
+        outcomes: list[Ack | KgentsError] = []
+        for future in sent:
+            outcome = next(acks) if isinstance(future, asyncio.Future) else future
+            if not isinstance(outcome, Ack | KgentsError):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
+
+    def _send_message(self, message: Message) -> Awaitable[asyncio.Future[Ack]]:
+        return self.send(
+            message.subject, message.body, message_id=message.message_id, headers=message.headers
+        )
+
     async def send(
         self,
         subject: str,
@@ -225,7 +275,9 @@ class Publisher:
         try:
             reply = _REPLY.decode(message.data)
         except msgspec.DecodeError:
-            future.set_exception(NotDurableError("nats: an acknowledgement could not be read"))
+            future.set_exception(
+                NotDurableError("nats: an acknowledgement could not be read", may_be_stored=True)
+            )
             return
         if reply.error is None:
             future.set_result(Ack(reply.stream, reply.seq, reply.duplicate))
@@ -258,4 +310,6 @@ class Publisher:
             for token in late:
                 future, _ = self._pending.pop(token)
                 if not future.done():
-                    future.set_exception(NotDurableError("nats: no acknowledgement in time"))
+                    future.set_exception(
+                        NotDurableError("nats: no acknowledgement in time", may_be_stored=True)
+                    )

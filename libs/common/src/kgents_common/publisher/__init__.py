@@ -1,0 +1,36 @@
+"""Publishing to JetStream: pipelined, with an end to every call, and a spool for what it cannot take now.
+
+`Publisher` is what services use; `AgentPublisher` is for agents' own Python. `SpoolingPublisher` puts a
+`Spool` behind a `Publisher`; `stored_ids` tells what a stream already holds.
+"""
+
+from kgents_common.publisher.agent import AgentPublisher
+from kgents_common.publisher.pipeline import (
+    EXPECTED_LAST_SUBJECT_SEQUENCE,
+    MAX_HEADER_BYTES,
+    MESSAGE_ID,
+    Ack,
+    AlreadyThereError,
+    Message,
+    Publisher,
+)
+from kgents_common.publisher.spool import Spool, Spooled, SpoolFullError
+from kgents_common.publisher.spooling import PublishesAll, SpoolingPublisher
+from kgents_common.publisher.stored import stored_ids
+
+__all__ = [
+    "EXPECTED_LAST_SUBJECT_SEQUENCE",
+    "MAX_HEADER_BYTES",
+    "MESSAGE_ID",
+    "Ack",
+    "AgentPublisher",
+    "AlreadyThereError",
+    "Message",
+    "Publisher",
+    "PublishesAll",
+    "Spool",
+    "SpoolFullError",
+    "Spooled",
+    "SpoolingPublisher",
+    "stored_ids",
+]

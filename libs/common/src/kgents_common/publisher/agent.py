@@ -1,0 +1,170 @@
+"""For agents that publish straight to NATS from Python: the door's envelope and identity, without the door.
+
+The credentials must be a NATS user that may publish `agentese.<tenant>.>`; the server sees to that.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from kgents_common import envelope
+from kgents_common.clock import Clock, SystemClock
+from kgents_common.connection import Connection
+from kgents_common.envelope import STRUCTURED, Envelope
+from kgents_common.errors import KgentsError
+from kgents_common.publisher.pipeline import Ack, Message, Publisher
+from kgents_common.publisher.spool import Spool, Spooled
+from kgents_common.publisher.spooling import Outcome, PublishesAll, SpoolingPublisher
+from kgents_common.resilience import CircuitBreaker
+from kgents_common.settings import ServiceSettings
+from kgents_common.telemetry import inject_headers
+
+SPOOL_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What an agent says it did.
+
+    Attributes:
+        type: Dotted, e.g. `llm.tokens`.
+        data: A JSON object.
+        id: Its identity within the agent; give your own where the same event may be published again.
+        time: When it happened, aware; the moment of publishing where None.
+    """
+
+    type: str
+    data: Mapping[str, Any]
+    id: str = ""
+    time: datetime | None = None
+
+
+class AgentPublisher:
+    """Publishes one agent's events; an async context manager.
+
+    Args:
+        servers: One or more `nats://…`, separated by commas.
+        tenant: Whose events they are.
+        source: Which agent, e.g. `agents/a1`; with an event's id, its identity.
+        user: The NATS user, with `password`; or `nkey_seed_file`. Else NATS_USER and its like are read.
+        spool: A directory of this process's own. Where NATS cannot take an event it is kept there, synced,
+            and published later; without one, `publish` raises.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        *,
+        tenant: str,
+        source: str,
+        user: str | None = None,
+        password: str | None = None,
+        nkey_seed_file: Path | None = None,
+        spool: Path | None = None,
+        spool_bytes: int = SPOOL_BYTES,
+        timeout: timedelta = timedelta(seconds=4),
+        clock: Clock | None = None,
+    ) -> None:
+        self._tenant = tenant
+        self._source = source
+        self._clock = clock or SystemClock()
+        given = {"nats_user": user, "nats_password": password, "nats_nkey_seed_file": nkey_seed_file}
+        settings = ServiceSettings.from_environment(
+            nats_servers=servers, **{name: value for name, value in given.items() if value is not None}
+        )
+        # A client closed for good ends a service; an agent's process is not ours to end.
+        self._connection = Connection(settings, name=source, on_closed=lambda: None)
+        self._publisher = Publisher(
+            self._connection,
+            timeout=timeout,
+            breaker=CircuitBreaker("nats", threshold=20, window=40, longest_rest=timedelta(seconds=2)),
+        )
+        self._spooling = (
+            None
+            if spool is None
+            else SpoolingPublisher(self._publisher, self._connection, Spool(spool, spool_bytes), self._clock)
+        )
+        self._outlet: PublishesAll = self._spooling or self._publisher
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a NATS server is on the other end right now."""
+        return self._connection.is_connected
+
+    @property
+    def waiting(self) -> int:
+        """Events in the spool."""
+        return self._spooling.spool.depth if self._spooling else 0
+
+    async def publish(
+        self, event_type: str, data: Mapping[str, Any], *, event_id: str = "", time: datetime | None = None
+    ) -> Ack | Spooled:
+        """Publish one event and wait until it is durable.
+
+        Returns:
+            `Ack`: JetStream has it. `Spooled`: this machine's disk has it, and it will be published.
+
+        Raises:
+            EnvelopeError: It is not an event that is accepted; every violated rule is named.
+            NotDurableError: It is neither in the stream nor in a spool; publish it again, with the same id.
+            CircuitOpenError: The same, without having tried: it failed too often lately.
+            PermanentError: It is larger than the server takes.
+        """
+        [outcome] = await self.publish_all([Event(event_type, data, event_id, time)])
+        if isinstance(outcome, KgentsError):
+            raise outcome
+        return outcome
+
+    async def publish_all(self, events: Sequence[Event]) -> Sequence[Outcome]:
+        """Publish many at once: for each, in order, where it is durable or the error that says why not.
+
+        Raises:
+            EnvelopeError: One is not accepted; none is published.
+        """
+        headers = {"content-type": STRUCTURED}
+        inject_headers(headers)
+        return await self._outlet.publish_all(
+            [Message.of(self._enveloped(event, place=f"[{i}]."), headers) for i, event in enumerate(events)]
+        )
+
+    async def wait_until_connected(self) -> None:
+        """Until NATS answers for the first time; not needed, as publishing tells by itself."""
+        await self._connection.wait()
+
+    def _enveloped(self, event: Event, place: str) -> Envelope:
+        now = self._clock.now()
+        attributes: dict[str, Any] = {
+            "specversion": "1.0",
+            "id": event.id or uuid.uuid4().hex,
+            "source": self._source,
+            "type": event.type,
+            "subject": self._tenant,
+            "data": event.data,
+        }
+        if event.time is not None:  # one that is stamped is not part of what the agent said
+            attributes["time"] = event.time
+        body = msgspec.json.encode(attributes)
+        return envelope.read(body, tenant=self._tenant, now=now, place=place)
+
+    async def __aenter__(self) -> Self:
+        await self._connection.start()
+        await self._publisher.start()
+        if self._spooling is not None:
+            await self._spooling.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._spooling is not None:
+            await self._spooling.stop()
+        await self._publisher.stop()
+        await self._connection.stop()
