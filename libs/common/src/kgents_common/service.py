@@ -1,33 +1,34 @@
 """Running one service: start its parts in order, serve HTTP, and on SIGTERM finish what was begun and stop.
 
-Order of a stop: readiness turns false, the HTTP server finishes its requests, the parts stop in reverse
-order, telemetry is flushed. All of it within the drain time.
+Order of a stop: readiness turns false; for the drain delay new connections are still served, as a load
+balancer sends them until it has heard; the HTTP server closes its port and finishes its requests; the parts
+stop in reverse order; telemetry is flushed. All of it within the drain time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import signal
-import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 import structlog
-import uvicorn
 import uvloop
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kgents_common.errors import ConfigurationError, KgentsError
 from kgents_common.health import Health
+from kgents_common.http_server import HttpServer
 from kgents_common.settings import ServiceSettings
 from kgents_common.telemetry import Tracing, configure_logs
 
 _log = structlog.get_logger()
+
+# The port opens when the process is ready, or after so long: liveness needs no neighbour.
+READY_SECONDS = 2.0
+READY_LOOKS = 200
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
 
@@ -40,55 +41,6 @@ class Part(Protocol):
 
     async def stop(self) -> None:
         """End, having finished what was begun."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the service owns the order of a stop."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with an end to waiting for clients that do not read.
-
-    uvicorn waits for ever while a client takes nothing, and a connection closed with unsent bytes lingers as
-    long. Here it is cut when the bytes above the transport's high-water mark are not taken in time.
-    """
-
-    stalled_seconds = 30.0
-    unsent_bytes = 128 * 1024
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._cut: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # Else the kernel takes megabytes for a client before this process notices that it does not read.
-        # It bounds what waits to be sent, not what is under way, so it costs a fast client nothing.
-        connection: socket.socket | None = transport.get_extra_info("socket")
-        if connection is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            with contextlib.suppress(OSError):  # a kernel without it
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self.unsent_bytes)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._cut = self.loop.call_later(self.stalled_seconds, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        self._keep()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._keep()
-        super().connection_lost(exc)
-
-    def _keep(self) -> None:
-        if self._cut is not None:
-            self._cut.cancel()
-            self._cut = None
 
 
 async def serve(
@@ -106,11 +58,11 @@ async def serve(
 
     Args:
         parts: Started in this order, stopped in reverse.
-        before_drain: Called when the stop begins, e.g. to end streams that would never end by themselves.
+        before_drain: Called once the port is closed, e.g. to end streams that would never end by themselves.
         stalled_seconds: How long a client may take nothing of its answer before its connection is cut.
 
     Raises:
-        ConfigurationError: A part refuses to start.
+        ConfigurationError: A part refuses to start, or the port cannot be had.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -118,23 +70,12 @@ async def serve(
         loop.add_signal_handler(name, stop.set)
 
     started: list[Part] = []
-    server = _Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            loop="none",
-            http=type("Protocol", (_Protocol,), {"stalled_seconds": stalled_seconds}),
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=True,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, int(settings.drain_seconds * 0.6)),
-            limit_concurrency=limit_concurrency,
-            backlog=2048,
-        )
+    server = HttpServer(
+        app,
+        stalled_seconds=stalled_seconds,
+        request_seconds=settings.request_seconds,
+        drain_seconds=(settings.drain_seconds - settings.drain_delay_seconds) * 0.6,
+        limit_concurrency=limit_concurrency,
     )
     serving: asyncio.Task[None] | None = None
     try:
@@ -148,21 +89,25 @@ async def serve(
                 return
             await start
             started.append(part)
-        serving = asyncio.create_task(server.serve(), name="http")
+        await _until_ready(health, stop)
+        serving = asyncio.create_task(server.serve_at(settings.host, settings.port), name="http")
         _settle_memory()
         _log.info("service.started", port=settings.port)
         waiting = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if serving.done():
-            raise ConfigurationError(
-                f"the port {settings.port} cannot be served", hint="set KGENTS_PORT to a free one"
-            )
+            await serving
     finally:
         _log.info("service.draining")
         health.is_draining = True
+        server.begin_drain()
         try:
             async with asyncio.timeout(settings.drain_seconds):
+                if serving is not None and not serving.done():
+                    await asyncio.sleep(settings.drain_delay_seconds)
+                # Before the streams end: their clients come back at once, and must not find this process.
+                await server.stop_listening()
                 if before_drain is not None:
                     await before_drain()
                 if serving is not None and not serving.done():
@@ -174,6 +119,14 @@ async def serve(
             _log.error("service.drain_cut_short", seconds=settings.drain_seconds)
         await asyncio.to_thread(tracing.stop)
         _log.info("service.stopped")
+
+
+async def _until_ready(health: Health, stop: asyncio.Event) -> None:
+    """Wait for a moment, so that who comes at once is served and not told to come back."""
+    for _ in range(READY_LOOKS):
+        if health.is_ready() or stop.is_set():
+            break
+        await asyncio.sleep(READY_SECONDS / READY_LOOKS)
 
 
 def _settle_memory() -> None:

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kgents_common.errors import ConfigurationError
@@ -31,6 +31,18 @@ class ServiceSettings(BaseSettings):
     drain_seconds: float = Field(
         20, validation_alias="KGENTS_DRAIN_SECONDS", gt=0, description="SIGTERM to exit, at most"
     )
+    drain_delay_seconds: float = Field(
+        0,
+        validation_alias="KGENTS_DRAIN_DELAY_SECONDS",
+        ge=0,
+        description="Of these, how long to serve new connections while not ready, until balancers heard",
+    )
+    request_seconds: float = Field(
+        60,
+        validation_alias="KGENTS_REQUEST_SECONDS",
+        gt=0,
+        description="A request that has not come whole in so long is answered 408",
+    )
     heartbeat_seconds: float = Field(5, validation_alias="KGENTS_HEARTBEAT_SECONDS", gt=0)
     nats_servers: Annotated[tuple[str, ...], NoDecode] = Field(validation_alias="NATS_SERVERS", min_length=1)
     nats_user: str | None = Field(None, validation_alias="NATS_USER")
@@ -42,6 +54,12 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _drain_fits(self) -> Self:
+        if self.drain_delay_seconds >= self.drain_seconds:
+            raise ValueError("KGENTS_DRAIN_DELAY_SECONDS must be less than KGENTS_DRAIN_SECONDS")
+        return self
 
     @classmethod
     def from_environment(cls, **overrides: Any) -> Self:
