@@ -37,7 +37,11 @@ RESERVED_TYPES = "billing."
 MAX_ID_CHARACTERS = 512
 MAX_SOURCE_CHARACTERS = 1024
 MAX_AGENT_CHARACTERS = 128
+MAX_SCHEMA_CHARACTERS = 2048
 MAX_DEPTH = 32
+# What a text attribute is made of (no control characters), and an attribute's name.
+TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+ATTRIBUTE_NAME_PATTERN = r"^[a-z0-9_]{1,64}$"
 MAX_FUTURE = timedelta(minutes=5)
 # Older than the Unix epoch or beyond what a date type holds is a broken clock, not a late event.
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -190,7 +194,7 @@ def _check(
     if content_type is not None and text("datacontenttype", 256) not in ("", "application/json"):
         fail("datacontenttype", "must be 'application/json'")
     if _optional(attributes, "dataschema") is not None:
-        text("dataschema", 2048)
+        text("dataschema", MAX_SCHEMA_CHARACTERS)
     if "data_base64" in attributes:
         fail("data_base64", "binary data cannot be metered; send a JSON object as data")
     for name in attributes:

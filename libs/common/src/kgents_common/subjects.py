@@ -16,8 +16,12 @@ EVENTS = "EVENTS"
 TENANT_RULE = "1 to 64 letters, digits, '-' or '_'"
 TYPE_RULE = "1 to 255 characters: dot-separated tokens of letters, digits, '-' or '_'"
 
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+# The same for a JSON Schema, whose patterns search: these are anchored.
+TENANT_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+TYPE_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+
+_TOKEN = re.compile(TENANT_PATTERN.removesuffix("$"))
+_TYPE = re.compile(TYPE_PATTERN.removesuffix("$"))
 _NOT_TOKEN = re.compile(r"[^A-Za-z0-9_-]")
 
 

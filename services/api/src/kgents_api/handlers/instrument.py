@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection, Mapping
 
@@ -88,6 +89,12 @@ class Instrument:
             await refusal.response(scope, receive, watching)
         except ClientGone:
             status = 499
+        except asyncio.CancelledError:  # the server's, when its time to stop is over
+            if has_begun:
+                raise
+            await problem(
+                503, "this process stops; send the same request again", headers={"retry-after": "1"}
+            )(scope, receive, watching)
         except Exception:
             _log.exception("request.failed", route=route, method=scope["method"])
             if has_begun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -165,11 +166,12 @@ def _health(operation: str, summary: str) -> dict[str, Any]:
 
 
 def _cloud_event() -> dict[str, Any]:
-    text = {"type": "string", "minLength": 1}
+    text = {"type": "string", "minLength": 1, "pattern": envelope.TEXT_PATTERN}
     return {
         "type": "object",
         "description": "CloudEvents 1.0, JSON format. Extension attributes are kept.",
         "required": ["specversion", "id", "source", "type"],
+        "propertyNames": {"pattern": envelope.ATTRIBUTE_NAME_PATTERN, "not": {"const": "data_base64"}},
         "properties": {
             "specversion": {"const": "1.0"},
             "id": {
@@ -178,16 +180,33 @@ def _cloud_event() -> dict[str, Any]:
                 "description": "With source, its identity",
             },
             "source": {**text, "maxLength": envelope.MAX_SOURCE_CHARACTERS},
-            "type": {**text, "maxLength": 255, "description": subjects.TYPE_RULE},
-            "subject": {"type": ["string", "null"], "description": "Your tenant, or absent"},
+            "type": {
+                "type": "string",
+                "pattern": subjects.TYPE_PATTERN,
+                "maxLength": 255,
+                "not": {"pattern": f"^{re.escape(envelope.RESERVED_TYPES)}"},
+                "description": f"{subjects.TYPE_RULE}; not beginning with '{envelope.RESERVED_TYPES}'",
+            },
+            "subject": {
+                "type": ["string", "null"],
+                "pattern": subjects.TENANT_PATTERN,
+                "description": "Your tenant, or absent",
+            },
             "time": {
                 "type": ["string", "null"],
                 "format": "date-time",
-                "description": "When it happened; the time of receipt where absent",
+                "description": "When it happened, from 1970 to five minutes from now; the time of receipt"
+                " where absent",
             },
             "datacontenttype": {"enum": ["application/json", None]},
-            "dataschema": {"type": ["string", "null"]},
-            "data": {"type": ["object", "null"]},
+            "dataschema": {**text, "type": ["string", "null"], "maxLength": envelope.MAX_SCHEMA_CHARACTERS},
+            envelope.AGENT: {
+                "description": "Which agent it is from; a session's own, or absent, where a session sends it"
+            },
+            "data": {
+                "type": ["object", "null"],
+                "description": f"At most {envelope.MAX_DEPTH} levels deep, numbers within float64's range",
+            },
         },
     }
 

@@ -33,7 +33,7 @@ class NewSession(msgspec.Struct, forbid_unknown_fields=True):
     """What a session is asked to be."""
 
     agent: Annotated[str, Meta(pattern=AGENT_PATTERN, description="Who the events will be from")]
-    ttl_seconds: Annotated[int, Meta(ge=1, le=3600)] = 900
+    ttl_seconds: Annotated[float, Meta(ge=1, le=3600)] = 900
     scopes: Annotated[
         tuple[Literal["events:read", "events:write"], ...] | None,
         Meta(description="Some of the key's; all of these two that it has where absent"),
