@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from kgents_billing.handlers.rounds import OVERLAP, Poll
+from kgents_billing.handlers.reconcile import OVERLAP, Poll
 from kgents_billing.metrics import Metrics
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi

@@ -12,7 +12,8 @@ from starlette.applications import Starlette
 from kgents_billing.handlers import reads
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.publish import Teller
-from kgents_billing.handlers.rounds import Poll, Quarantine, Refetch, Survey, leadership, mirror
+from kgents_billing.handlers.reconcile import Poll, Survey
+from kgents_billing.handlers.rounds import Quarantine, Refetch, leadership, mirror
 from kgents_billing.handlers.stream import Worker
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.decision import Options
@@ -191,7 +192,7 @@ def _stripe_rounds(
 ) -> list[Round]:
     cursors, subscriptions = Cursors(pool), Subscriptions(pool)
     poll = Poll(stripe, bus, cursors, first_days=settings.poll_first_days, metrics=metrics, clock=clock)
-    survey = Survey(stripe, store, subscriptions, poll, metrics)
+    survey = Survey(stripe, store, subscriptions, poll, metrics, is_caught_up=bus.is_caught_up)
     refetch = Refetch(stripe, store, subscriptions)
 
     async def poll_once() -> bool:
@@ -210,7 +211,7 @@ def _stripe_rounds(
         async with leadership(pool, "survey") as is_leader:
             if is_leader:
                 await survey.run()
-                await cursors.advance(RECONCILE_SUBSCRIPTIONS, now)
+                await cursors.replace(RECONCILE_SUBSCRIPTIONS, last, now)
         return False
 
     async def refetch_once() -> bool:

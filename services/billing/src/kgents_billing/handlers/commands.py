@@ -15,10 +15,10 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.handlers.process import Processor
+from kgents_billing.handlers.reconcile import Poll, Survey
 from kgents_billing.handlers.replay import Wanted, replay, stored_events
-from kgents_billing.handlers.rounds import Poll, Survey
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.decision import Options
+from kgents_billing.model.decision import Options, Outcome
 from kgents_billing.model.moments import parse_moment
 from kgents_billing.settings import BillingSettings
 from kgents_billing.sinks.bus import Bus
@@ -207,6 +207,11 @@ async def _dead_replay(arguments: argparse.Namespace, tools: Tools) -> int:
         raise PermanentError(f"dead letter {letter.id} is {letter.state}")
     body = arguments.body.read_bytes() if arguments.body else bytes(letter.body)
     committed = await tools.processor.process(_origin(letter, body), again=True)
+    if committed.outcome is Outcome.DEAD:
+        raise PermanentError(
+            f"dead letter {letter.id} is dead again: {letter.code}",
+            hint="mend what it complains about, then discard it with a reason",
+        )
     await tools.letters.settle(letter.id, state="replayed")
     print(f"{letter.event_id or letter.id}: {committed.outcome.value}, {committed.facts} new facts")
     return 0
@@ -286,7 +291,12 @@ async def _reconcile(arguments: argparse.Namespace, tools: Tools) -> int:
     print(f"{recovered} events were missing and are stored now")
     if getattr(arguments, "subscriptions", False):
         survey = Survey(
-            stripe, Store(tools.pool, CrashPoints(None)), Subscriptions(tools.pool), poll, tools.metrics
+            stripe,
+            Store(tools.pool, CrashPoints(None)),
+            Subscriptions(tools.pool),
+            poll,
+            tools.metrics,
+            is_caught_up=bus.is_caught_up,
         )
         print(f"{await survey.run()} subscriptions were otherwise and are mended")
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,13 +11,13 @@ import structlog
 from kgents_billing.metrics import Metrics
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
-from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.event import StripeEvent, reference
 from kgents_billing.model.event_map import Handling, handling, is_known
 from kgents_billing.model.tenant import KEY, Hints, hints
 from kgents_billing.sinks.store import Committed, Origin, OvertakenError
 from kgents_billing.sinks.stripe_api import Answer, MissingObjectError
 from kgents_common import subjects
-from kgents_common.errors import PermanentError, TransientError
+from kgents_common.errors import KgentsError, PermanentError, TransientError
 
 # A subscription written this often while one event is decided has a busier life than any real one.
 MAX_OVERTAKEN = 20
@@ -31,6 +31,8 @@ _PATHS = {
     "dispute": "/v1/disputes/",
     "checkout.session": "/v1/checkout/sessions/",
 }
+# By the prefix of its id: what a refund or a dispute was paid with.
+_PAID_BY = {"ch": "/v1/charges/", "py": "/v1/charges/", "pi": "/v1/payment_intents/"}
 
 _log = structlog.get_logger()
 
@@ -153,29 +155,45 @@ class Processor:
 
     async def _decide(self, event: StripeEvent, known: Known, *, is_current: bool) -> Decision:
         decision = decide(event, known, self._options, is_current=is_current)
-        customer = hints(event).customer
-        if decision.outcome is Outcome.QUARANTINED and self._stripe is not None and customer is not None:
-            looked_up = await self._tenant_of(customer)
+        if decision.outcome is Outcome.QUARANTINED:
+            looked_up = await self._tenant_at_stripe(hints(event))
             if looked_up is not None:
                 decision = decide(event, known, self._options, looked_up=looked_up, is_current=is_current)
         if decision.wants_subscription is not None and self._stripe is not None:
             try:
                 fetched = await self._stripe.subscription(decision.wants_subscription)
-            except (TransientError, MissingObjectError) as error:
+            except KgentsError as error:
                 # The row says that it needs a look; that is done once Stripe answers.
                 _log.info("process.not_fetched", event_id=event.id, error=str(error))
             else:
                 decision = settle(decision, fetched, event.source)
         return decision
 
-    async def _tenant_of(self, customer: str) -> str | None:
-        assert self._stripe is not None  # noqa: S101 the caller looked
+    async def _tenant_at_stripe(self, said: Hints) -> str | None:
+        """Whose the customer is; a refund or a dispute names no more than a charge, which knows its own."""
+        if self._stripe is None:
+            return None
         try:
+            customer = said.customer or await self._payer(said.references)
+            if customer is None:
+                return None
+            if said.customer is None:
+                known = await self._store.known([], Hints(customer=customer))
+                if known.customer_tenant is not None:
+                    return known.customer_tenant
             named = (await self._stripe.customer_metadata(customer)).get(KEY)
-        except (TransientError, MissingObjectError) as error:
+        except KgentsError as error:
             _log.info("process.customer_not_asked", error=str(error))
             return None
         return named if isinstance(named, str) and subjects.is_tenant(named) else None
+
+    async def _payer(self, references: Sequence[str]) -> str | None:
+        assert self._stripe is not None  # noqa: S101 the caller looked
+        for name in references:
+            path = _PAID_BY.get(name.partition("_")[0])
+            if path is not None:
+                return reference((await self._stripe.get(path + name)).data.get("customer"))
+        return None
 
     def _note(self, event: StripeEvent, committed: Committed) -> Committed:
         self._metrics.processed.labels(committed.outcome.value).inc()

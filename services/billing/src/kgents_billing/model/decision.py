@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+import msgspec
+
 from kgents_billing.model import payments, subscription
 from kgents_billing.model import tenant as tenants
-from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.access import TERMINAL
+from kgents_billing.model.event import StripeEvent, at
 from kgents_billing.model.event_map import Handling, handling
 from kgents_billing.model.facts import Fact
 from kgents_billing.model.order import Observation
@@ -115,9 +118,6 @@ def decide(
         return Decision(Outcome.IGNORED)
     tenant = said.tenant or (row.tenant if row else None) or known.customer_tenant or looked_up
     if tenant is None:
-        if kind is Handling.CUSTOMER_DELETED:
-            # Nobody ever knew whose it was: there is nobody to tell.
-            return Decision(Outcome.APPLIED, learned=tenants.learned(event, None))
         return Decision(Outcome.QUARANTINED, reason="invalid_tenant" if said.invalid else "unmapped_tenant")
     decided = Decision(Outcome.APPLIED, tenant, learned=tenants.learned(event, tenant))
     if kind is Handling.SUBSCRIPTION:
@@ -161,6 +161,10 @@ def _subscription(
             is_birth=event.type == "customer.subscription.created",
         )
         seen = observe(row, event.object_id, tenant, observation, source=event.source)
+    if at(event.object, "items", "has_more") is True and seen.row.state.status not in TERMINAL:
+        # Stripe cuts long lists in events; what was cut, only asking tells.
+        row = msgspec.structs.replace(seen.row, needs_refetch=True)
+        seen = replace(seen, row=row, wants_fetch=True, notes=(*seen.notes, "partial_items"))
     return replace(
         decided,
         row=seen.row,

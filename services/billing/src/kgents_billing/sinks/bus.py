@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from kgents_billing.sinks.store import DeadLetter, Owed
-from kgents_common import stripe_events, subjects
+from kgents_common import streams, stripe_events, subjects
 from kgents_common.connection import Connection
 from kgents_common.delivery import header_text
 from kgents_common.errors import KgentsError
@@ -48,6 +48,16 @@ class Bus:
         missing = [fact for fact in owed if fact.key not in there]
         answers = await asyncio.gather(*(self._publish(fact) for fact in missing))
         return [fact.n for fact in owed if fact.key in there] + [n for n in answers if n is not None]
+
+    async def is_caught_up(self) -> bool:
+        """Whether every Stripe event that is stored now is handled.
+
+        Raises:
+            KgentsError: JetStream does not say.
+        """
+        spec = streams.BILLING
+        info = await streams.request(self._connection.client, f"CONSUMER.INFO.{spec.stream}.{spec.name}")
+        return int(info["num_pending"]) + int(info["num_ack_pending"]) == 0
 
     async def append(self, event: StripeEnvelope, body: bytes, *, received_at: datetime) -> bool:
         """Store a polled Stripe event as the door does; whether it was missing.

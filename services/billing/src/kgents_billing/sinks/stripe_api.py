@@ -8,7 +8,7 @@ answer's JSON is.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -19,6 +19,7 @@ import structlog
 from pyrate_limiter import Duration, Limiter, Rate
 
 from kgents_billing.model.decision import Fetched
+from kgents_billing.model.event import at
 from kgents_billing.model.projection import project
 from kgents_common.clock import Clock
 from kgents_common.errors import PermanentError, TransientError
@@ -109,8 +110,18 @@ class StripeApi:
             MissingObjectError: There is none.
             TransientError: Stripe does not answer, or does not let us ask.
         """
-        answer = await self.get(f"/v1/subscriptions/{subscription_id}")
+        answer = await self.whole_subscription(subscription_id)
         return Fetched(project(answer.data), answer.second)
+
+    async def whole_subscription(self, subscription_id: str) -> Answer:
+        """A subscription with all of its items, which its own list may not hold. Errors as `subscription`."""
+        answer = await self.get(f"/v1/subscriptions/{subscription_id}")
+        if at(answer.data, "items", "has_more") is not True:
+            return answer
+        items: list[Any] = []
+        async for page in self.pages("/v1/subscription_items", {"subscription": subscription_id}):
+            items += [msgspec.json.decode(raw) for raw in page.items]
+        return replace(answer, data={**answer.data, "items": {"data": items}})
 
     async def customer_metadata(self, customer_id: str) -> Mapping[str, Any]:
         """What the account's owner noted on a customer; empty for a deleted one. Errors as `subscription`."""

@@ -17,7 +17,7 @@ from kgents_billing.model.decision import Decision, Known, Outcome
 from kgents_billing.model.event import StripeEvent
 from kgents_billing.model.facts import Fact
 from kgents_billing.model.subscription import Subscription
-from kgents_billing.model.tenant import Hints, Learned
+from kgents_billing.model.tenant import Hints, Learned, hints
 from kgents_billing.sinks.store.subscriptions import COLUMNS, as_stored
 from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
@@ -194,6 +194,18 @@ class Store:
                 await self._put(connection, row, livemode=livemode)
                 return await self._tell(connection, row.tenant, facts, traceparent)
 
+    async def put_off(self, subscription_id: str) -> None:
+        """Let the others that wait for a look at Stripe go first.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(
+                    "update billing.subscription set updated_at = now() where id = %s", [subscription_id]
+                )
+
     async def bury(
         self, event_id: str | None, event_type: str, origin: Origin, code: str, detail: str
     ) -> None:
@@ -302,13 +314,12 @@ class Store:
     async def _quarantine(
         self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin
     ) -> None:
-        customer = event.object.get("customer") if event.object is not None else None
         await connection.execute(
             _QUARANTINE,
             {
                 "id": event.id,
                 "type": event.type,
-                "customer": customer if isinstance(customer, str) else None,
+                "customer": hints(event).customer,
                 "subject": origin.subject,
                 "body": origin.body,
                 "epoch": origin.epoch,

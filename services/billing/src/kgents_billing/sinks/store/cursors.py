@@ -47,6 +47,21 @@ class Cursors:
                     [name, second],
                 )
 
+    async def replace(self, name: str, expected: int | None, second: int) -> None:
+        """Note a poll's end, unless somebody asked for another one since `expected` was read.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(
+                    "insert into billing.cursor as c (name, second) values (%s, %s)"
+                    " on conflict (name) do update set second = excluded.second, updated_at = now()"
+                    " where c.second = %s",
+                    [name, second, expected],
+                )
+
     async def forget(self) -> int:
         """Forget which events of long ago were applied; how many."""
         with transient_errors():

@@ -92,8 +92,17 @@ class Letters:
                 )
                 return await cursor.fetchall()
 
+    async def free(self, event_id: str) -> None:
+        """Let go of an event that ended by another way meanwhile."""
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute("delete from billing.quarantine where event_id = %s", [event_id])
+
     async def give_up(self, found: Waiting, detail: str) -> None:
-        """Make a dead letter of an event whose tenant nobody could say in time."""
+        """Make a dead letter of an event whose tenant nobody could say in time.
+
+        A letter that was replayed, only to wait here again, is open again.
+        """
         with transient_errors():
             async with self._pool.connection() as connection, connection.transaction():
                 gone = await connection.execute(
@@ -102,7 +111,9 @@ class Letters:
                 if gone.rowcount:
                     await connection.execute(
                         "insert into billing.dead (event_id, type, subject, body, epoch, seq, code, detail)"
-                        " values (%s, %s, %s, %s, %s, %s, %s, %s) on conflict (epoch, seq) do nothing",
+                        " values (%s, %s, %s, %s, %s, %s, %s, %s) on conflict (epoch, seq) do update set"
+                        " state = 'open', body = excluded.body, code = excluded.code,"
+                        " detail = excluded.detail, settled_at = null, reason = null, mirrored = false",
                         [found.event_id, found.type, found.subject, found.body, found.epoch, found.seq,
                          found.reason, detail],
                     )  # fmt: skip

@@ -1,0 +1,197 @@
+"""Stripe's own lists compared with what is here: events nobody delivered, states no event ever told."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import structlog
+
+from kgents_billing.metrics import Metrics
+from kgents_billing.model.event import at
+from kgents_billing.model.event_map import is_known
+from kgents_billing.model.projection import UnreadableObjectError, digest, project
+from kgents_billing.model.subscription import observe_object
+from kgents_billing.model.tenant import KEY
+from kgents_billing.sinks.bus import Bus
+from kgents_billing.sinks.store import Store, Subscriptions
+from kgents_billing.sinks.store.cursors import Cursors
+from kgents_billing.sinks.stripe_api import StripeApi
+from kgents_common import stripe_events, subjects
+from kgents_common.clock import Clock
+from kgents_common.errors import PermanentError, TransientError
+from kgents_common.stripe_events import NotStripeEventError
+
+# Stripe lists an event some time after its `created`; what the last look missed, this one sees.
+OVERLAP = timedelta(minutes=15)
+SOURCE = "/stripe/self"
+
+_log = structlog.get_logger()
+
+
+class Poll:
+    """Stripe's list of events, compared with EVENTS: what no webhook brought is appended as if one had."""
+
+    def __init__(
+        self,
+        stripe: StripeApi,
+        bus: Bus,
+        cursors: Cursors,
+        *,
+        first_days: int,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._stripe = stripe
+        self._bus = bus
+        self._cursors = cursors
+        self._first = timedelta(days=first_days)
+        self._metrics = metrics
+        self._clock = clock
+
+    async def run(self, since: int | None = None) -> int:
+        """Look once, from the cursor (or the second `since`) less an overlap; how many events were missing.
+
+        The cursor moves only after every page was taken, and only where the look began at it: a later
+        beginning would leave a hole.
+
+        Raises:
+            TransientError: Stripe or NATS does not answer; what was appended stays.
+        """
+        start = since if since is not None else await self._start()
+        recovered, reached = 0, 0
+        async for page in self._stripe.pages("/v1/events", {"created": {"gte": start}}):
+            reached = reached or page.second
+            for raw in page.items:
+                recovered += await self._append(raw)
+        if since is None:
+            await self._cursors.advance("events", reached)
+            self._metrics.polled_at.set(reached)
+        if recovered:
+            self._metrics.recovered.inc(recovered)
+            _log.warning("poll.recovered", events=recovered, hint="is the endpoint at Stripe all right?")
+        return recovered
+
+    async def count(self, since: int | None = None) -> int:
+        """How many events `run` would offer. Errors as there."""
+        start = since if since is not None else await self._start()
+        found = 0
+        async for page in self._stripe.pages("/v1/events", {"created": {"gte": start}}):
+            found += len(page.items)
+        return found
+
+    async def _start(self) -> int:
+        cursor = await self._cursors.get("events")
+        if cursor is None:
+            return int((self._clock.now() - self._first).timestamp())
+        return cursor - int(OVERLAP.total_seconds())
+
+    async def _append(self, raw: bytes) -> bool:
+        try:
+            event = stripe_events.read(raw)
+        except NotStripeEventError as error:
+            _log.error("poll.unreadable", error=str(error))
+            return False
+        if not is_known(event.type):
+            return False
+        try:
+            return await self._bus.append(event, raw, received_at=self._clock.now())
+        except PermanentError as error:
+            # The poll goes on: one event that no stream takes must not keep the others from coming.
+            self._metrics.notes.labels("not_storable").inc()
+            _log.error("poll.not_storable", event_id=event.id, type=event.type, error=str(error))
+            return False
+
+
+class Survey:
+    """Every subscription at Stripe, compared with its row: heals what no event ever told.
+
+    A difference is believed only where the object stood still, another look at the events found none, and
+    every stored event is handled: else the event that tells it is on its way, and would tell it again.
+    """
+
+    def __init__(
+        self,
+        stripe: StripeApi,
+        store: Store,
+        subscriptions: Subscriptions,
+        poll: Poll,
+        metrics: Metrics,
+        *,
+        is_caught_up: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._stripe = stripe
+        self._store = store
+        self._subscriptions = subscriptions
+        self._poll = poll
+        self._metrics = metrics
+        self._is_caught_up = is_caught_up
+
+    async def run(self) -> int:
+        """Look once; how many rows were healed.
+
+        Raises:
+            TransientError: Stripe or Postgres does not answer; what was healed stays.
+        """
+        suspects: dict[str, str] = {}
+        async for page in self._stripe.pages("/v1/subscriptions", {"status": "all"}):
+            for raw in page.items:
+                thing = msgspec.json.decode(raw)
+                if await self._differs(thing):
+                    suspects[thing["id"]] = _cut_digest(thing)
+        if not suspects:
+            return 0
+        if await self._poll.run() or not await self._is_caught_up():
+            raise TransientError("survey: events wait; look again once they are handled")
+        healed = 0
+        for name, first_look in suspects.items():
+            try:
+                healed += await self._heal(name, first_look)
+            except PermanentError as error:  # gone since, or unreadable: the others all the same
+                _log.error("survey.not_healed", subscription=name, error=str(error))
+        return healed
+
+    async def _differs(self, thing: Mapping[str, Any]) -> bool:
+        try:
+            state = project(thing)
+        except UnreadableObjectError as error:
+            _log.error("survey.unreadable", error=str(error))
+            return False
+        stored = await self._subscriptions.get(str(thing.get("id")))
+        if at(thing, "items", "has_more") is True:
+            return True  # cut: only the whole object can be compared
+        return stored is None or digest(stored.row.state) != digest(state)
+
+    async def _heal(self, name: str, first_look: str) -> bool:
+        answer = await self._stripe.whole_subscription(name)
+        if first_look not in (_cut_digest(answer.data), "") or not await self._differs(answer.data):
+            return False  # it changes right now: its events tell, or the next survey does
+        stored = await self._subscriptions.get(name)
+        metadata = answer.data.get("metadata")
+        named = metadata.get(KEY) if isinstance(metadata, Mapping) else None
+        tenant = named if isinstance(named, str) and subjects.is_tenant(named) else None
+        if tenant is None and stored is not None:
+            tenant = stored.row.tenant
+        if tenant is None:
+            _log.warning("survey.unmapped", subscription=name)
+            return False
+        made = observe_object(
+            stored.row if stored else None,
+            name,
+            tenant,
+            project(answer.data),
+            second=answer.second,
+            source=SOURCE,
+            via="reconcile",
+        )
+        self._metrics.drift.inc()
+        _log.warning("survey.healed", subscription=name)
+        await self._store.observe(made.row, made.facts, livemode=answer.data.get("livemode") is True)
+        return True
+
+
+def _cut_digest(thing: Mapping[str, Any]) -> str:
+    """The state's name; empty for an object whose items were cut, which has none."""
+    return "" if at(thing, "items", "has_more") is True else digest(project(thing))
