@@ -194,6 +194,44 @@ def test_amounts_are_minor_units_with_their_exponent(amount: int, currency: str,
     )
 
 
+def test_an_expanded_object_is_its_id() -> None:
+    """Rule: where Stripe sends a whole object in place of an id, the fact holds the id and nothing else."""
+    customer = {"id": "cus_1", "object": "customer", "email": "jo@example.org", "name": "Jo"}
+    (paid,) = facts("invoice.paid", invoice(customer=customer))
+    assert paid.data["customer"] == "cus_1"
+    (taken,) = facts("charge.dispute.created", dispute(charge={"id": "ch_1", "billing_details": customer}))
+    assert taken.data["charge"] == "ch_1"
+    whole = {
+        **ACTIVE,
+        "customer": customer,
+        "latest_invoice": {"id": "in_9", "customer_email": "jo@example.org"},
+    }
+    (changed,) = facts(
+        "customer.subscription.updated",
+        whole,
+        {"latest_invoice": "in_8"},
+    )[1:]
+    assert changed.data["customer"] == "cus_1"
+    assert changed.data["to"] == {"latest_invoice": "in_9"}
+    for fact in (paid, taken, changed):
+        assert b"example" not in fact.body("acme")
+
+
+def test_every_amount_is_a_whole_number_of_minor_units() -> None:
+    """Rule: no float is in any fact; a second partial refund is a fact of its own."""
+
+    def numbers(value: object) -> list[object]:
+        if isinstance(value, dict):
+            return [n for v in value.values() for n in numbers(v)]
+        return [value] if isinstance(value, int | float) else []
+
+    for kind, thing, previous, _ in TABLE:
+        for fact in facts(kind, thing, previous):
+            assert not [n for n in numbers(dict(fact.data)) if isinstance(n, float)]
+    first, second = facts("refund.created", refund(id="re_1")) + facts("refund.created", refund(id="re_2"))
+    assert first.key != second.key
+
+
 def test_an_upcoming_invoice_has_no_id_and_tells_nothing() -> None:
     """Rule: `invoice.upcoming` is about nothing that exists yet."""
     thing = invoice()

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import random
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -15,7 +16,8 @@ from kgents_billing.model.event import MalformedEventError
 from kgents_billing.model.projection import digest, project
 
 from .lives import START, Life, new_id, random_life, reference, snapshot
-from .told import KnownStripe, told_billing
+from .test_any_order import delivered
+from .told import KnownStripe, ToldBilling, told_billing
 
 
 async def test_a_life_in_any_order_ends_as_the_reference(database_url: str) -> None:
@@ -49,6 +51,39 @@ async def test_many_at_once_write_one_after_the_other(database_url: str) -> None
         wanted = reference(life.told)
         assert await billing.states() == wanted.states()
         assert await billing.facts() == wanted.facts
+
+
+async def test_hundreds_of_lives_told_badly_to_several_workers_at_once(database_url: str) -> None:
+    """Rule: duplicates, two ids for one change, same-second changes, lateness and drops, with real races."""
+    roll = random.Random(11)
+    lives = {life.name: life for life in (random_life(roll) for _ in range(300))}
+    stripe = KnownStripe(lambda name: (lives[name].now, int(lives[name].at) + 60))
+    arriving: list[bytes] = []
+    dropped: list[bytes] = []
+    for life in lives.values():
+        arrived, lost = delivered(roll, life.told)
+        arriving += [body for _, body in arrived]
+        dropped += lost
+    roll.shuffle(arriving)
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(told_billing(database_url, stripe)) for _ in range(4)]
+
+        async def work(worker: ToldBilling, bodies: list[bytes]) -> None:
+            for body in bodies:
+                await worker.take(body)
+
+        # Two hands to a worker, and neighbours in the list go to different hands.
+        hands = [workers[n % 4] for n in range(8)]
+        await asyncio.gather(*(work(hand, arriving[n::8]) for n, hand in enumerate(hands)))
+        await work(workers[0], dropped)
+        for _ in range(30):
+            if not await workers[0].refetched():
+                break
+        states, facts = await workers[0].states(), await workers[0].facts()
+    wanted = [reference(life.told) for life in lives.values()]
+    assert len(dropped) > 10
+    assert states == {name: state for one in wanted for name, state in one.states().items()}
+    assert facts == {key: fact for one in wanted for key, fact in one.facts.items()}
 
 
 async def test_an_event_without_a_tenant_waits_and_is_freed_by_what_names_it(database_url: str) -> None:

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.handlers.process import Processor
+from kgents_billing.handlers.rounds import Refetch
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.decision import Fetched, Options
 from kgents_billing.model.projection import digest, project
@@ -81,6 +82,12 @@ class ToldBilling:
     async def take(self, body: bytes, *, again: bool = False) -> Committed:
         """One delivery."""
         return await self.processor.process(self.origin(body), again=again)
+
+    async def refetched(self) -> bool:
+        """One round of asking Stripe; whether anything is still marked."""
+        stripe: Any = self.stripe
+        await Refetch(stripe, self.store, self.subscriptions).run()
+        return bool(await self.subscriptions.count_to_refetch())
 
     async def states(self) -> dict[str, str]:
         """Every subscription's state, by its digest."""
