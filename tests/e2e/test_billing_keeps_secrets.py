@@ -13,6 +13,7 @@ import pytest
 from tests.billing.lives import START, Life, snapshot
 
 from kgents_devstack.servers import PostgresServer
+from kgents_devstack.stripe import StripeStandIn
 
 from .conftest import System, wait_for
 from .stripe_door import ENVIRONMENT, SECRET, SERVICES, check_exact, deliver, settle, told
@@ -23,7 +24,18 @@ PLANTED = (
     "planted-street",
     "pi_planted_secret",
     "planted.example/invoice",
+    "planted-note",
 )
+# Metering too: facts are its events.
+WATCHED = ("metering", *SERVICES)
+KEY = "rk_test_planted_key"
+
+
+@pytest.fixture
+def stripe() -> Iterator[StripeStandIn]:
+    """Stripe's API, which knows one secret key."""
+    with StripeStandIn(key=KEY) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture
@@ -57,61 +69,106 @@ def planted(body: bytes) -> bytes:
         "customer_name": PLANTED[1],
         "customer_address": {"line1": PLANTED[2]},
         "client_secret": PLANTED[3],
+        "customer_details": {"email": PLANTED[0], "name": PLANTED[1], "phone": "+49 planted-street"},
+        "shipping": {"name": PLANTED[1], "address": {"line1": PLANTED[2]}},
+        "evidence": {"customer_name": PLANTED[1], "uncategorized_text": " ".join(PLANTED)},
         "hosted_invoice_url": f"https://{PLANTED[4]}",
+        "receipt_url": f"https://{PLANTED[4]}",
         "description": " ".join(PLANTED),
+        "reason": " ".join(PLANTED),
+        "billing_reason": PLANTED[0],
+        "cancellation_details": {"comment": PLANTED[5], "feedback": "other", "reason": PLANTED[5]},
     }
+    event["data"]["object"].setdefault("metadata", {})["note"] = PLANTED[5]
     return json.dumps(event).encode()
 
 
-def test_planted_values_appear_nowhere(exported: list[bytes], make_system: Callable[..., System]) -> None:
+def money_bodies() -> list[bytes]:
+    """One event of each kind of object that money moves by."""
+    things = {
+        "checkout.session.completed": {"id": "cs_1", "mode": "payment", "payment_status": "paid"},
+        "invoice.payment_failed": {"id": "in_1", "amount_due": 5, "currency": "usd"},
+        "refund.created": {"id": "re_1", "status": "succeeded"},
+        "charge.dispute.created": {"id": "dp_1", "status": "needs_response"},
+        "customer.updated": {"id": "cus_1", "email": PLANTED[0]},
+        "customer.deleted": {"id": "cus_1", "email": PLANTED[0]},
+    }
+    return [
+        snapshot(kind, {**thing, "object": "x", "metadata": {"tenant_id": "acme"}}, second=START)
+        for kind, thing in things.items()
+    ]
+
+
+def test_planted_values_appear_nowhere(
+    exported: list[bytes], make_system: Callable[..., System], stripe: StripeStandIn
+) -> None:
     """Rule: bodies, signatures, keys and what people wrote stay in the raw events; also where things fail."""
-    system = make_system(services=SERVICES, environment=ENVIRONMENT)
+    asking = {"STRIPE_API_KEY": KEY, "STRIPE_API_BASE": stripe.url, "KGENTS_STRIPE_POLL_SECONDS": "1"}
+    system = make_system(services=WATCHED, environment={**ENVIRONMENT, "billing": asking})
     life = Life().wait(5).become("active").wait(5).end()
-    bodies = [planted(one.body) for one in life.told]
-    bodies.append(
-        planted(
-            snapshot(
-                "customer.subscription.updated",
-                {"id": "sub_bad", "metadata": {"tenant_id": "acme"}},
-                second=START,
-            )
-        )
-    )
-    bodies.append(planted(snapshot("invoice.paid", {"id": "in_lost", "object": "invoice"}, second=START)))
+    good = [one.body for one in life.told] + money_bodies()
+    unreadable = {"id": "sub_bad", "metadata": {"tenant_id": "acme"}}
+    lost = {"id": "in_lost", "object": "invoice", "customer": "cus_lost"}
+    bad = [
+        snapshot("customer.subscription.updated", unreadable, second=START),
+        snapshot("invoice.paid", lost, second=START),
+    ]
+    bodies = [planted(body) for body in [*good, *bad]]
+    stripe.rate_limited = 3
     deliver(system, bodies)
     url = system.stack.service("api").url
-    httpx.post(f"{url}/webhooks/stripe", content=bodies[0], headers={"stripe-signature": f"t=1,v1={SECRET}"})
-    settle(system, len(life.told) + 1)
-    wait_for(lambda: bool(exported), 30)
+    forged = {"stripe-signature": f"t=1,v1={SECRET},v1={PLANTED[3]}", "x-note": PLANTED[0]}
+    assert httpx.post(f"{url}/webhooks/stripe", content=bodies[0], headers=forged).status_code == 400
+    settle(system, len(good) + 1)
+    stripe.refuses_key = True  # an error of Stripe's library holds the request it made
+    wait_for(lambda: b"stripe.refused" in system.stack.service("billing").log_path.read_bytes(), 30)
+    wait_for(lambda: b"billing process" in b"".join(exported), 30)
     time.sleep(1)
 
-    found = {f"fact {subject}": body for subject, body in told(system)}
-    assert len(found) == 2
-    for name in SERVICES:
+    facts = told(system)
+    kinds = {subject.removeprefix("events.billing.acme.") for subject, _ in facts}
+    assert kinds == {
+        "subscription.started",
+        "subscription.ended",
+        "payment.success",
+        "payment.failed",
+        "payment.refunded",
+        "payment.disputed",
+        "customer.deleted",
+    }
+    found = {f"fact {subject}": body for subject, body in facts}
+    for name in WATCHED:
         service = system.stack.service(name)
         found[f"{name} log"] = service.log_path.read_bytes()
         found[f"{name} metrics"] = httpx.get(f"{service.url}/metrics", follow_redirects=True).content
     found["spans"] = b"".join(exported)
     assert b"billing.set_aside" in found["billing log"]
     for where, content in found.items():
-        for value in (*PLANTED, SECRET):
+        for value in (*PLANTED, SECRET, KEY):
             assert value.encode() not in content, f"{value} in {where}"
 
 
-def test_postgres_away(make_system: Callable[..., System], own_postgres: PostgresServer) -> None:
-    """Rule: Postgres down: nothing is acknowledged, the stream holds; back, every fact is told, once (P4)."""
+@pytest.mark.parametrize(
+    "seconds", [3, pytest.param(60, marks=pytest.mark.long)], ids=["for_a_moment", "for_a_minute"]
+)
+def test_postgres_away(
+    make_system: Callable[..., System], own_postgres: PostgresServer, seconds: float
+) -> None:
+    """Rule: Postgres down: webhooks are taken, the stream holds; back, every fact is told, once (P4)."""
     system = make_system(services=("api",), environment=ENVIRONMENT)
     system.stack.database_url = own_postgres.create_database("kgents")
     billing = system.stack.make_service("billing").start()
     try:
-        lives = [Life().wait(5).become("active").wait(5).end() for _ in range(6)]
-        deliver(system, [one.body for life in lives[:3] for one in life.told])
-        settle(system, 9)
+        lives = [Life().wait(5).become("active").wait(5).end() for _ in range(60)]
+        deliver(system, [one.body for life in lives[:30] for one in life.told])
+        settle(system, 90)
         own_postgres.kill()
-        deliver(system, [one.body for life in lives[3:] for one in life.told])
-        time.sleep(3)
+        for life in lives[30:]:
+            deliver(system, [one.body for one in life.told])
+            time.sleep(seconds / 30)
+        assert billing.is_running
         own_postgres.start()
-        settle(system, 18, 120)
+        settle(system, 180, 120)
         check_exact(system, *(life.told for life in lives))
     finally:
         billing.stop()

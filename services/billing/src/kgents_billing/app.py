@@ -121,7 +121,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     )
     rounds = [
         Round("quarantine", Quarantine(letters, processor, clock).run),
-        Round("mirror", lambda: mirror(letters, bus)),
+        Round("mirror", lambda: mirror(letters, bus, crash_points)),
         Round("watch", _watch(pool, letters, watchdog, metrics, postgres)),
         Round("forget", _forget(Cursors(pool)), every_seconds=3600),
     ]

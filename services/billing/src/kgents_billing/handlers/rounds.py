@@ -20,6 +20,7 @@ from kgents_billing.sinks.store.letters import PATIENCE, Waiting
 from kgents_billing.sinks.store.subscriptions import Stored
 from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi
 from kgents_common.clock import Clock
+from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
 from kgents_common.errors import PermanentError, TransientError
 
@@ -146,7 +147,7 @@ class Quarantine:
             _log.error("quarantine.given_up", event_id=waiting.event_id, reason=waiting.reason)
 
 
-async def mirror(letters: Letters, bus: Bus) -> bool:
+async def mirror(letters: Letters, bus: Bus, crash_points: CrashPoints) -> bool:
     """Tell the bus of new dead letters; whether there may be more.
 
     Raises:
@@ -154,7 +155,10 @@ async def mirror(letters: Letters, bus: Bus) -> bool:
     """
     found = await letters.to_mirror()
     for letter in found:
-        await bus.announce_dead(letter)
-    if found:
-        await letters.mirrored([letter.id for letter in found])
+        try:
+            await bus.announce_dead(letter)
+        except PermanentError as error:  # the letter is in Postgres; the others are announced all the same
+            _log.error("mirror.not_announced", letter=letter.id, error=str(error))
+        crash_points.reach("mirror.after_send")
+        await letters.mirrored([letter.id])
     return bool(found)

@@ -142,14 +142,17 @@ class Worker:
                 await delivery.nak([message], delay=min(claim.left, BACKOFF[2]))
                 return
             held = claim if isinstance(claim, Held) else None
+            self._crash_points.reach("apply.after_claim")
             try:
                 async with delivery.in_progress([message], ack_wait=self._ack_wait):
                     is_done = await self._settle(message, origin, held)
+                if is_done:
+                    self._crash_points.reach("apply.after_commit")
             finally:
                 if held is not None:
                     await self._leases.release(held)
             if is_done:
-                self._crash_points.reach("apply.after_commit")
+                self._crash_points.reach("apply.before_ack")
                 await delivery.ack([message])
                 self._crash_points.reach("apply.after_ack")
                 age = (self._clock.now() - metadata.timestamp).total_seconds()
