@@ -10,8 +10,9 @@ from kgents_billing.model import event as events
 from kgents_billing.model.decision import Known, Options, Outcome, decide
 from kgents_billing.model.event_map import ENDPOINT_TYPES
 from kgents_billing.model.facts import Fact
+from kgents_devstack.stripe import objects
 
-from .lives import START, Life, snapshot, subscription_object
+from .lives import START, Life, snapshot
 
 TENANT = {"tenant_id": "acme"}
 
@@ -19,21 +20,12 @@ TENANT = {"tenant_id": "acme"}
 def invoice(**fields: Any) -> dict[str, Any]:
     """An invoice since 2025-03-31: its subscription is at `parent`."""
     return {
-        "id": "in_1",
-        "object": "invoice",
-        "customer": "cus_1",
-        "currency": "usd",
-        "amount_due": 1999,
+        **objects.invoice("in_1", subscription="sub_1", payer="cus_1", reason="subscription_cycle"),
         "amount_paid": 1999,
         "attempt_count": 2,
         "next_payment_attempt": START + 86_400,
-        "billing_reason": "subscription_cycle",
         "customer_email": "jo@example.org",
         "hosted_invoice_url": "https://invoice.example/secret",
-        "parent": {
-            "type": "subscription_details",
-            "subscription_details": {"subscription": "sub_1", "metadata": TENANT},
-        },
         **fields,
     }
 
@@ -47,48 +39,21 @@ def old_invoice(**fields: Any) -> dict[str, Any]:
 
 def session(**fields: Any) -> dict[str, Any]:
     """A checkout session."""
-    return {
-        "id": "cs_1",
-        "object": "checkout.session",
-        "customer": "cus_1",
-        "mode": "payment",
-        "payment_status": "paid",
-        "amount_total": 500,
-        "currency": "eur",
-        "client_reference_id": "acme",
-        "customer_details": {"email": "jo@example.org", "name": "Jo"},
-        **fields,
-    }
+    made = objects.checkout_session("cs_1", payer="cus_1", reference="acme")
+    return {**made, "customer_details": {"email": "jo@example.org", "name": "Jo"}, **fields}
+
+
+CHARGE = objects.charge("ch_1", payer="cus_1")
 
 
 def refund(**fields: Any) -> dict[str, Any]:
     """A refund."""
-    return {
-        "id": "re_1",
-        "object": "refund",
-        "amount": 300,
-        "currency": "jpy",
-        "status": "succeeded",
-        "charge": "ch_1",
-        "payment_intent": "pi_1",
-        "metadata": TENANT,
-        **fields,
-    }
+    return {**objects.refund("re_1", CHARGE, 300), "currency": "jpy", "metadata": TENANT, **fields}
 
 
 def dispute(**fields: Any) -> dict[str, Any]:
     """A dispute."""
-    return {
-        "id": "dp_1",
-        "object": "dispute",
-        "amount": 1000,
-        "currency": "kwd",
-        "status": "needs_response",
-        "reason": "fraudulent",
-        "charge": "ch_1",
-        "metadata": TENANT,
-        **fields,
-    }
+    return {**objects.dispute("dp_1", CHARGE), "currency": "kwd", "metadata": TENANT, **fields}
 
 
 def facts(
@@ -99,7 +64,8 @@ def facts(
     return decide(event, Known(**known), Options()).facts
 
 
-SUB = subscription_object("sub_1")
+SUB = objects.subscription("sub_1")
+CUSTOMER = objects.customer("cus_1")
 ACTIVE = {**SUB, "status": "active"}
 TABLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, list[tuple[str, str]]]] = [
     ("customer.subscription.created", SUB, None, []),
@@ -137,9 +103,9 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, list[tuple[str, st
          [("payment.disputed", f"dispute:dp_1:{verb}:needs_response")])
         for verb in ("created", "updated", "closed", "funds_withdrawn", "funds_reinstated")
     ),
-    ("customer.created", {"id": "cus_1", "object": "customer", "metadata": TENANT}, None, []),
-    ("customer.updated", {"id": "cus_1", "object": "customer", "metadata": TENANT}, None, []),
-    ("customer.deleted", {"id": "cus_1", "object": "customer", "metadata": TENANT}, None,
+    ("customer.created", CUSTOMER, None, []),
+    ("customer.updated", CUSTOMER, None, []),
+    ("customer.deleted", CUSTOMER, None,
      [("customer.deleted", "cus.deleted:cus_1")]),
 ]  # fmt: skip
 

@@ -62,7 +62,7 @@ async def test_every_page_is_taken_and_the_cursor_follows(database_url: str, str
             clock=SystemClock(),  # type: ignore[arg-type]
         )
         assert await poll.run() == 240
-        assert set(kept.bodies) == {one.event.id for life in lives for one in life.told}
+        assert set(kept.bodies) == {one.id for life in lives for one in life.told}
         reached = await cursors.get("events")
         assert reached is not None
         assert reached > START + OVERLAP.total_seconds()

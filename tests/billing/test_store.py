@@ -166,8 +166,8 @@ async def test_a_thin_event_and_its_twin_are_one(database_url: str, is_thin_firs
     stripe = KnownStripe()
     pairs = []
     for one in life.told:
-        stripe.events[one.event.id] = one.body
-        pairs.append((one.body, thin(one.event.type, ("subscription", life.name), twin=one.event.id)))
+        stripe.events[one.id] = one.body
+        pairs.append((one.body, thin(one.type, ("subscription", life.name), twin=one.id)))
     async with told_billing(database_url, stripe) as billing:
         for snapshot_body, thin_body in pairs:
             first, second = (thin_body, snapshot_body) if is_thin_first else (snapshot_body, thin_body)

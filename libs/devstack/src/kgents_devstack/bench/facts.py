@@ -16,6 +16,7 @@ from kgents_devstack.bench.load import WEBHOOKS, webhook
 from kgents_devstack.bench.report import Figure
 from kgents_devstack.bench.system import running
 from kgents_devstack.stack import Stack
+from kgents_devstack.stripe import objects
 
 EVENTS_PER_SECOND = 200
 SECONDS = 20
@@ -86,17 +87,4 @@ async def _measure(stack: Stack) -> list[float]:
 
 
 def _subscription(name: str) -> dict[str, Any]:
-    now = int(time.time())
-    price = {"id": "price_a", "object": "price", "product": "prod_a"}
-    period = {"current_period_start": now, "current_period_end": now + 2_592_000}
-    return {
-        "id": name,
-        "object": "subscription",
-        "customer": "cus_bench",
-        "status": "active",
-        "created": now,
-        "start_date": now,
-        "currency": "usd",
-        "metadata": {"tenant_id": "acme"},
-        "items": {"object": "list", "data": [{"id": "si_1", "price": price, "quantity": 1, **period}]},
-    }
+    return {**objects.subscription(name, payer="cus_bench", at=int(time.time())), "status": "active"}

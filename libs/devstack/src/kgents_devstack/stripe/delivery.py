@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import httpx
 
@@ -36,11 +37,15 @@ class Chaos:
         duplicate: Probability that an event is sent twice.
         drop: Probability that an event is never sent; Stripe still lists it.
         shuffle: Send in any order.
+        delay: Probability that a delivery is held back, and for at most how long.
+        same_second: Probability that a change comes within the second of the one before: the lives heed it.
     """
 
     duplicate: float = 0.0
     drop: float = 0.0
     shuffle: bool = False
+    delay: tuple[float, timedelta] = (0.0, timedelta())
+    same_second: float = 0.0
     seed: int = 1
 
     def order(self, bodies: Sequence[bytes]) -> list[bytes]:
@@ -51,6 +56,16 @@ class Chaos:
         if self.shuffle:
             roll.shuffle(sent)
         return sent
+
+    def plan(self, bodies: Sequence[bytes]) -> list[tuple[float, bytes]]:
+        """What is sent, and how many seconds after the first of them at the earliest, by that."""
+        probability, longest = self.delay
+        roll = random.Random(self.seed + 1)
+        held = [
+            (roll.uniform(0, longest.total_seconds()) if roll.random() < probability else 0.0, body)
+            for body in self.order(bodies)
+        ]
+        return sorted(held, key=lambda pair: pair[0])
 
 
 @dataclass(slots=True)
@@ -68,13 +83,15 @@ class Sender:
         Raises:
             RuntimeError: One was refused for good, or never taken.
         """
-        sent = (chaos or Chaos()).order(list(bodies))
+        planned = (chaos or Chaos()).plan(list(bodies))
+        began = time.monotonic()
         with httpx.Client(timeout=10) as client, ThreadPoolExecutor(self.at_once) as pool:
-            self.log += pool.map(lambda body: self._one(client, body), sent)
-        return len(sent)
+            self.log += pool.map(lambda due: self._one(client, due[1], began + due[0]), planned)
+        return len(planned)
 
-    def _one(self, client: httpx.Client, body: bytes) -> list[int]:
+    def _one(self, client: httpx.Client, body: bytes, not_before: float) -> list[int]:
         statuses: list[int] = []
+        time.sleep(max(0.0, not_before - time.monotonic()))
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 answer = client.post(self.url, content=body, headers=signed(body, self.secret))

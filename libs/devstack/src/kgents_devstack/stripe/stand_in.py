@@ -1,4 +1,4 @@
-"""Stripe's API on loopback: events and objects as they were told to it; it invents none.
+"""Stripe on loopback: lives that are lived in its books, its API where billing reads it, its webhooks.
 
 Contract: docs.stripe.com/api (events, subscriptions, customers, errors, pagination). Lists are newest first,
 cut by `limit`, continued by `starting_after`; errors are `{"error": {"type", "code", "message"}}`.
@@ -6,7 +6,7 @@ cut by `limit`, continued by `starting_after`; errors are `{"error": {"type", "c
 
 from __future__ import annotations
 
-import json
+import random
 import threading
 import time
 from typing import Any, Self
@@ -18,6 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kgents_devstack.servers.process import free_port
+from kgents_devstack.stripe.delivery import Chaos, Sender
+from kgents_devstack.stripe.events import Books
+from kgents_devstack.stripe.life import Life, random_life
 
 START_SECONDS = 10.0
 MAX_LIMIT = 100
@@ -26,22 +29,26 @@ MAX_LIMIT = 100
 class StripeStandIn:
     """A server in a thread of this process.
 
+    Args:
+        chaos: How badly webhooks are delivered, and how closely changes follow each other.
+
     Attributes:
+        books: What happened: told from outside, or lived here.
         is_down: Answer 500 to everything.
         refuses_key: Answer 401 to everything.
         rate_limited: So many of the next requests get 429.
         requests: What was asked, by path.
     """
 
-    def __init__(self, *, key: str = "rk_test_loopback_only") -> None:
+    def __init__(self, *, key: str = "rk_test_loopback_only", chaos: Chaos | None = None) -> None:
         self.key = key
+        self.chaos = chaos or Chaos()
+        self.books = Books()
         self.is_down = False
         self.refuses_key = False
         self.rate_limited = 0
         self.requests: list[str] = []
-        self._events: list[dict[str, Any]] = []
-        self._objects: dict[str, dict[str, Any]] = {}
-        self._lock = threading.Lock()
+        self._delivered = 0
         self._port = free_port()
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -53,17 +60,32 @@ class StripeStandIn:
 
     def tell(self, body: bytes) -> None:
         """Something happened: the event is listed from now on, and its object is as it says."""
-        event = json.loads(body)
-        thing = event["data"]["object"]
-        with self._lock:
-            self._events.append(event)
-            if thing.get("id"):
-                self._objects[f"{thing['object']}/{thing['id']}"] = thing
+        self.books.tell(body)
 
     def put(self, thing: dict[str, Any]) -> None:
         """An object is so, and no event says it."""
-        with self._lock:
-            self._objects[f"{thing['object']}/{thing['id']}"] = thing
+        self.books.put(thing)
+
+    def subscribe(self, **life: Any) -> Life:
+        """A customer subscribes; what happens to the `Life` from now on happens here."""
+        return Life(books=self.books, with_customer=True, **life)
+
+    def live(self, count: int) -> list[Life]:
+        """So many random lives, lived to now; the same chaos, the same lives."""
+        roll = random.Random(self.chaos.seed)
+        return [
+            random_life(roll, self.chaos.same_second, with_money=True, books=self.books) for _ in range(count)
+        ]
+
+    def deliver(self, sender: Sender) -> int:
+        """Send what happened since the last time, as badly as `chaos` says; how many deliveries that were.
+
+        Raises:
+            RuntimeError: One was refused for good, or never taken.
+        """
+        bodies = self.books.bodies(self._delivered)
+        self._delivered += len(bodies)
+        return sender.deliver(bodies, self.chaos)
 
     def start(self) -> Self:
         """Serve."""
@@ -116,24 +138,18 @@ class StripeStandIn:
 
     async def _list_events(self, request: Request) -> Response:
         since = int(request.query_params.get("created[gte]", "0"))
-        with self._lock:
-            found = [event for event in reversed(self._events) if event["created"] >= since]
-        found.sort(key=lambda event: -event["created"])
+        found = [event for event in self.books.events() if event["created"] >= since]
         return self._refusal(request) or _page(found, request)
 
     async def _list_subscriptions(self, request: Request) -> Response:
-        status = request.query_params.get("status")
-        with self._lock:
-            found = [t for name, t in reversed(self._objects.items()) if name.startswith("subscription/")]
-        if status != "all":
+        found = self.books.objects("subscription")
+        if request.query_params.get("status") != "all":
             found = [t for t in found if t["status"] != "canceled"]
         return self._refusal(request) or _page(found, request)
 
     async def _event(self, request: Request) -> Response:
         name = request.path_params["id"]
-        with self._lock:
-            found = next((event for event in self._events if event["id"] == name), None)
-        return self._refusal(request) or _one(found, name)
+        return self._refusal(request) or _one(self.books.event(name), name)
 
     async def _session(self, request: Request) -> Response:
         return self._stored("checkout.session", request)
@@ -143,9 +159,7 @@ class StripeStandIn:
 
     def _stored(self, kind: str, request: Request) -> Response:
         name = request.path_params["id"]
-        with self._lock:
-            found = self._objects.get(f"{kind}/{name}")
-        return self._refusal(request) or _one(found, name)
+        return self._refusal(request) or _one(self.books.object(kind, name), name)
 
 
 def _one(found: dict[str, Any] | None, name: str) -> Response:

@@ -1,0 +1,319 @@
+"""A subscription's life at Stripe, from its first invoice to its end: every change makes Stripe's events.
+
+Nothing here asks a clock: a life has its own time, so that changes can share a second. What is charged,
+refunded and disputed follows the invoices; `random_life` lives a legal one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from kgents_devstack.stripe import objects
+from kgents_devstack.stripe.events import Books, snapshot
+from kgents_devstack.stripe.objects import MONTH, START, Object, new_id
+
+# What a status may become. `trialing`, `paused` and `unpaid` are reached by `become` alone.
+NEXT = {
+    "incomplete": ("active", "trialing", "incomplete_expired"),
+    "trialing": ("active", "past_due", "paused", "canceled"),
+    "active": ("past_due", "paused", "canceled"),
+    "past_due": ("active", "unpaid", "canceled"),
+    "unpaid": ("active", "canceled"),
+    "paused": ("active",),
+}
+ENDED = ("canceled", "incomplete_expired")
+RETRY_SECONDS = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One event of a life: what Stripe would send, and when it happened."""
+
+    at: float
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        """The event's id."""
+        return str(json.loads(self.body)["id"])
+
+    @property
+    def type(self) -> str:
+        """The event's type."""
+        return str(json.loads(self.body)["type"])
+
+
+class Life:
+    """A subscription, its customer, its invoices and what became of their money.
+
+    Args:
+        at: When it begins, in seconds since the epoch.
+        tenant: Named in the subscription's metadata.
+        basil: In the shape since 2025-03-31; else in the one before.
+        books: Where it happens.
+        with_customer: Also tell of the customer's creation.
+        trial_days: Begin on trial instead of unpaid.
+
+    Attributes:
+        now: The subscription as it is.
+        history: The subscription as it was, and since when.
+        told: Every event so far.
+        invoice: The latest invoice.
+        charge: The last money that was taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        at: float = START,
+        tenant: str | None = "acme",
+        basil: bool = True,
+        books: Books | None = None,
+        with_customer: bool = False,
+        trial_days: int = 0,
+        priced: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = new_id("sub")
+        self.basil = basil
+        self.at = at
+        self.tenant = tenant
+        self.books = books or Books()
+        self.history: list[tuple[float, Object]] = []
+        self.told: list[Told] = []
+        self.charge: Object | None = None
+        self.customer = objects.customer(f"cus_{self.name}", tenant=tenant, at=int(at))
+        if with_customer:
+            self._tell("customer.created", self.customer)
+        else:
+            self.books.put(self.customer)
+        self.now = objects.subscription(self.name, tenant=tenant, priced=priced, at=int(at), basil=basil)
+        if trial_days:
+            end = int(at) + trial_days * 86_400
+            self.now |= {"status": "trialing", "trial_start": int(at), "trial_end": end}
+        self.invoice = self._bill("subscription_create")
+        self._tell_change("customer.subscription.created", None)
+
+    def wait(self, seconds: float) -> Self:
+        """Time passes."""
+        self.at += seconds
+        return self
+
+    def change(self, **fields: Any) -> Self:
+        """Top-level fields become so; of hashes, only what differs is said as it was."""
+        previous = {name: _was(self.now.get(name), new) for name, new in fields.items()}
+        self.now |= copy.deepcopy(fields)
+        return self._tell_change("customer.subscription.updated", previous)
+
+    def become(self, status: str) -> Self:
+        """Its status becomes so, whatever the reason."""
+        return self.end(status) if status in ENDED else self.change(status=status)
+
+    def change_item(self, **fields: Any) -> Self:
+        """The item becomes so: Stripe says the whole list as it was."""
+        previous = {"items": copy.deepcopy(self.now["items"])}
+        self._item().update(fields)
+        return self._tell_change("customer.subscription.updated", previous)
+
+    def change_price(self, priced: Mapping[str, Any]) -> Self:
+        """The item is another one from now on."""
+        return self.change_item(price=dict(priced), plan=objects.plan(priced))
+
+    def cancel_at_period_end(self) -> Self:
+        """It shall end when what is paid for ends."""
+        return self.change(
+            cancel_at=self._period()["current_period_end"],
+            cancel_at_period_end=True,
+            canceled_at=int(self.at),
+            cancellation_details={**self.now["cancellation_details"], "reason": "cancellation_requested"},
+        )
+
+    def keep(self) -> Self:
+        """It shall not end after all."""
+        return self.change(
+            cancel_at=None,
+            cancel_at_period_end=False,
+            canceled_at=None,
+            cancellation_details={**self.now["cancellation_details"], "reason": None},
+        )
+
+    def renew(self) -> Self:
+        """A month is over: the next one begins, with an open invoice; or the end, if that was asked for."""
+        if self.now["cancel_at_period_end"]:
+            return self.end()
+        place = self._period()
+        start = place["current_period_end"]
+        period = {"current_period_start": start, "current_period_end": start + MONTH}
+        self.invoice = self._bill("subscription_cycle")
+        latest = {"latest_invoice": self.invoice["id"]}
+        if not self.basil:
+            return self.change(**period, **latest)
+        previous = {"items": copy.deepcopy(self.now["items"]), "latest_invoice": self.now["latest_invoice"]}
+        place.update(period)
+        self.now |= latest
+        return self._tell_change("customer.subscription.updated", previous)
+
+    def pay(self) -> Self:
+        """The latest invoice is paid; what was not active for want of it becomes active."""
+        amount = self.invoice["amount_due"]
+        self.charge = objects.charge(
+            new_id("ch"), payer=self.now["customer"], amount=amount, currency=self.invoice["currency"],
+            at=int(self.at),
+        )  # fmt: skip
+        self.books.put(self.charge)
+        self.invoice |= {
+            "status": "paid",
+            "amount_paid": amount,
+            "amount_remaining": 0,
+            "attempt_count": self.invoice["attempt_count"] + 1,
+            "attempted": True,
+            "next_payment_attempt": None,
+        }
+        self.invoice["status_transitions"]["paid_at"] = int(self.at)
+        self._tell("invoice.paid", self.invoice)
+        is_due = self.now["status"] in ("incomplete", "past_due", "unpaid")
+        return self.become("active") if is_due else self
+
+    def fail(self) -> Self:
+        """The latest invoice could not be paid; what was active is past due."""
+        self.invoice |= {
+            "attempt_count": self.invoice["attempt_count"] + 1,
+            "attempted": True,
+            "next_payment_attempt": int(self.at) + RETRY_SECONDS,
+        }
+        self._tell("invoice.payment_failed", self.invoice)
+        return self.become("past_due") if self.now["status"] in ("active", "trialing") else self
+
+    def refund(self, amount: int) -> Self:
+        """Part of the last charge goes back: its refund and the charge tell it."""
+        charge = self._charged()
+        before = {"amount_refunded": charge["amount_refunded"]}
+        charge["amount_refunded"] += amount
+        if charge["amount_refunded"] == charge["amount"]:
+            before["refunded"] = False
+            charge["refunded"] = True
+        self._tell("charge.refunded", charge, before)
+        return self._tell("refund.created", objects.refund(new_id("re"), charge, amount, at=int(self.at)))
+
+    def dispute(self) -> Self:
+        """The bank takes the last charge back, until it is decided."""
+        charge = self._charged()
+        charge["disputed"] = True
+        self.books.put(charge)
+        thing = objects.dispute(new_id("du"), charge, at=int(self.at))
+        self._tell("charge.dispute.created", thing)
+        return self._tell("charge.dispute.funds_withdrawn", thing)
+
+    def end(self, status: str = "canceled") -> Self:
+        """It ends."""
+        previous = {"status": self.now["status"], "ended_at": None}
+        self.now |= {"status": status, "ended_at": int(self.at)}
+        if status != "canceled":
+            return self._tell_change("customer.subscription.updated", previous)
+        self.now["canceled_at"] = self.now["canceled_at"] or int(self.at)
+        self.now["cancellation_details"]["reason"] = "cancellation_requested"
+        return self._tell_change("customer.subscription.deleted", None)
+
+    def as_of(self, at: float) -> Object:
+        """The subscription as a GET answers at that time."""
+        return [thing for when, thing in self.history if when <= at][-1]
+
+    def _item(self) -> Object:
+        first: Object = self.now["items"]["data"][0]
+        return first
+
+    def _period(self) -> Object:
+        return self._item() if self.basil else self.now
+
+    def _charged(self) -> Object:
+        if self.charge is None:
+            raise ValueError("nothing was paid yet")
+        return self.charge
+
+    def _bill(self, reason: str) -> Object:
+        one = self._item()
+        made = objects.invoice(
+            new_id("in"),
+            subscription=self.name,
+            payer=self.now["customer"],
+            tenant=self.tenant,
+            amount=one["price"]["unit_amount"] * one["quantity"],
+            currency=self.now["currency"],
+            at=int(self.at),
+            reason=reason,
+        )
+        if self.now["latest_invoice"] is None:
+            self.now["latest_invoice"] = made["id"]
+        self.books.put(made)
+        return made
+
+    def _tell_change(self, kind: str, previous: Mapping[str, Any] | None) -> Self:
+        self.history.append((self.at, copy.deepcopy(self.now)))
+        return self._tell(kind, self.now, previous)
+
+    def _tell(self, kind: str, thing: Mapping[str, Any], previous: Mapping[str, Any] | None = None) -> Self:
+        body = snapshot(kind, thing, second=int(self.at), previous=previous)
+        self.told.append(Told(self.at, body))
+        self.books.tell(body)
+        return self
+
+
+def _was(old: object, new: object) -> object:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {name: value for name, value in old.items() if new.get(name) != value}
+    return copy.deepcopy(old)
+
+
+def random_life(
+    roll: random.Random,
+    same_second: float = 0.5,
+    longest: int = 9,
+    *,
+    with_money: bool = False,
+    books: Books | None = None,
+) -> Life:
+    """A legal life with few distinct values, so that states come back.
+
+    Args:
+        same_second: Probability that a change comes within the second of the one before.
+        longest: At most so many changes, less one.
+        with_money: Also pay, fail to pay, refund and dispute; the customer is told of first.
+    """
+    life = Life(
+        basil=with_money or roll.random() < 0.7,
+        at=START + roll.random(),
+        books=books,
+        with_customer=with_money,
+    )
+    for _ in range(roll.randrange(1, longest)):
+        if roll.random() < same_second:
+            life.wait(roll.uniform(0.001, 0.3))
+        else:
+            life.wait(roll.choice((1.1, 2.5, 60, 86_400)))
+        roll.choice(_possible(life, roll, with_money=with_money))()
+        if life.now["status"] in ENDED:
+            break
+    return life
+
+
+def _possible(life: Life, roll: random.Random, *, with_money: bool) -> list[Callable[[], Life]]:
+    status = life.now["status"]
+    options: list[Callable[[], Life]] = [
+        life.keep if life.now["cancel_at_period_end"] else life.cancel_at_period_end,
+        lambda: life.change_item(quantity=1 + life.now["items"]["data"][0]["quantity"] % 3),
+        lambda: life.change(metadata={**life.now["metadata"], "note": str(roll.random())}),
+        life.renew,
+    ]
+    if not with_money:
+        return options + [lambda s=s: life.become(s) for s in NEXT.get(status, ())]
+    options += [life.pay, life.pay, life.fail, life.end] if life.invoice["status"] == "open" else [life.end]
+    charge = life.charge
+    if charge is not None and charge["amount_refunded"] + 100 <= charge["amount"]:
+        options.append(lambda: life.refund(100))
+    if charge is not None and not charge["disputed"]:
+        options.append(life.dispute)
+    return options
