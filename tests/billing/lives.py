@@ -19,14 +19,17 @@ class Billing:
 
     Args:
         fetch: Gives a subscription and Stripe's second, or None where no key is configured.
+        looked_up: Whose Stripe says a customer or a charge is, where events do not.
     """
 
     def __init__(
         self,
         fetch: Callable[[str], tuple[Mapping[str, Any], int]] | None = None,
         options: Options | None = None,
+        looked_up: str | None = None,
     ) -> None:
         self.fetch = fetch
+        self.looked_up = looked_up
         self.options = options or Options()
         self.rows: dict[str, Subscription] = {}
         self.facts: dict[str, tuple[str, bytes]] = {}
@@ -42,7 +45,7 @@ class Billing:
         event = events.read(body)
         if event.id in self.applied:
             return Decision(Outcome.DUPLICATE)
-        decision = decide(event, self._known(event), self.options)
+        decision = decide(event, self._known(event), self.options, looked_up=self.looked_up)
         if decision.wants_subscription is not None and self.fetch is not None:
             decision = settle(decision, self._look(decision.wants_subscription), event.source)
         if decision.outcome is Outcome.QUARANTINED:
@@ -102,9 +105,9 @@ class Billing:
             self.references[name] = learned.customer
 
 
-def reference(told: Iterable[Told]) -> Billing:
+def reference(told: Iterable[Told], *, looked_up: str | None = None) -> Billing:
     """What a reader who gets every event once and in order ends with: the last object stands."""
-    made = Billing()
+    made = Billing(looked_up=looked_up)
     for one in told:
         event = events.read(one.body)
         made.take(one.body)

@@ -12,7 +12,7 @@ from kgents_billing.model.event_map import ENDPOINT_TYPES
 from kgents_billing.model.facts import Fact
 from kgents_devstack.stripe import objects
 
-from .lives import START, Life, snapshot
+from .lives import START, Billing, Life, snapshot
 
 TENANT = {"tenant_id": "acme"}
 
@@ -118,6 +118,17 @@ def test_a_type_tells_its_fact(
 ) -> None:
     """Rule: the table of the README's endpoint list, with its semantic keys."""
     assert [(fact.type, fact.key) for fact in facts(kind, thing, previous)] == wanted
+
+
+@pytest.mark.parametrize("order", [("paid", "payment_succeeded"), ("payment_succeeded", "paid")])
+def test_a_payment_told_by_two_types_is_one_fact(order: tuple[str, str]) -> None:
+    """Rule: `invoice.payment_succeeded`, all that some endpoints send, tells what `invoice.paid` does."""
+    thing = invoice(status_transitions={"paid_at": START + 3})
+    billing = Billing()
+    for place, verb in enumerate(order):
+        billing.take(snapshot(f"invoice.{verb}", thing, second=START + 4 + place))
+    assert list(billing.facts) == ["pay.ok:in_1"]
+    assert billing.told_twice == 0
 
 
 def test_the_table_holds_every_type_the_endpoint_should_send() -> None:

@@ -13,8 +13,9 @@ import pytest
 from kgents_billing.handlers.rounds import Quarantine
 from kgents_billing.model.decision import Outcome
 from kgents_common.clock import SystemClock
+from kgents_devstack.stripe import START, objects, snapshot
 
-from .lives import START, Billing, snapshot, subscription_object
+from .lives import Billing
 from .told import KnownStripe, ToldBilling, told_billing
 
 CUSTOMER = "cus_money"
@@ -37,7 +38,7 @@ def money_life(*, names_payment: bool = True) -> list[bytes]:
         "metadata": {},
     }
     subscription = {
-        **subscription_object("sub_money", tenant=None),
+        **objects.subscription("sub_money", tenant=None),
         "customer": CUSTOMER,
         "status": "active",
     }

@@ -21,8 +21,8 @@ from kgents_common.clock import SystemClock
 from kgents_common.errors import PermanentError, TransientError
 from kgents_common.stripe_events import StripeEnvelope
 from kgents_common.telemetry import new_registry
+from kgents_devstack.stripe import START, Life, snapshot
 
-from .lives import START, Life, snapshot
 from .told import KnownStripe, ToldBilling, told_billing
 
 NOW = int(datetime.now(UTC).timestamp())
@@ -55,7 +55,7 @@ async def test_what_ended_by_another_way_waits_no_longer(database_url: str) -> N
             await connection.execute(
                 "insert into billing.quarantine (event_id, type, subject, body, epoch, seq, reason)"
                 " values (%s, 't', 's', %s, now(), 1, 'unmapped_tenant')",
-                [life.told[0].event.id, life.told[0].body],
+                [life.told[0].id, life.told[0].body],
             )
         await Quarantine(billing.letters, billing.processor, SystemClock()).run()
         assert await billing.letters.counts() == (0, 0)
@@ -195,7 +195,7 @@ async def test_an_event_no_stream_takes_does_not_stop_the_poll(database_url: str
     lives = [Life(at=NOW - 60) for _ in range(3)]
     stripe = Listing([life.told[0].body for life in lives])
     async with told_billing(database_url) as billing:
-        kept = Kept(never=lives[1].told[0].event.id)
+        kept = Kept(never=lives[1].told[0].id)
         assert await polling(billing, stripe, kept).run() == 2
         assert await Cursors(billing.pool).get("events") == NOW
 
@@ -211,7 +211,7 @@ async def test_an_event_listed_late_in_a_second_already_seen_is_fetched(database
         stripe.events.append(late.told[0].body)
         assert await poll.run() == 1
         assert await poll.run() == 0
-        assert kept.ids == [first.told[0].event.id, late.told[0].event.id]
+        assert kept.ids == [first.told[0].id, late.told[0].id]
 
 
 async def survey(billing: ToldBilling, stripe: Listing, *, caught_up: bool = True) -> int:

@@ -140,6 +140,23 @@ async def test_stripes_own_word_on_the_customer_is_asked_for(database_url: str) 
         assert {tenant for tenant, _ in (await billing.facts()).values()} == {"acme"}
 
 
+async def test_a_dispute_is_known_by_its_charge(database_url: str) -> None:
+    """Rule: a dispute names a charge and no customer, and no event says whose that is: Stripe is asked."""
+    life = Life().wait(5).pay().wait(5).dispute()
+    assert life.charge is not None
+    stripe = KnownStripe()
+    async with told_billing(database_url, stripe) as billing:
+        outcomes = [(await billing.take(one.body)).outcome for one in life.told]
+        assert outcomes.count(Outcome.QUARANTINED) == 2
+        stripe.objects[f"/v1/charges/{life.charge['id']}"] = (life.charge, START)
+        async with billing.pool.connection() as connection:
+            await connection.execute("update billing.quarantine set next_at = now()")
+        for one in await billing.letters.due(50):
+            assert (await billing.take(bytes(one.body))).outcome is Outcome.APPLIED
+        told = [key.split(":")[0] for key, (tenant, _) in (await billing.facts()).items() if tenant == "acme"]
+        assert sorted(told) == ["dispute", "dispute", "pay.ok", "sub.started"]
+
+
 def thin(kind: str, related: tuple[str, str], *, twin: str | None = None, name: str | None = None) -> bytes:
     """A thin event's body."""
     return json.dumps(

@@ -19,7 +19,7 @@ class BillingSettings(ServiceSettings):
     stripe_api_key: SecretStr | None = Field(
         None,
         validation_alias="STRIPE_API_KEY",
-        description="A restricted key that reads events, subscriptions, invoices, customers, disputes",
+        description="A restricted key that reads events and what they are about: the README lists it",
     )
     stripe_api_base: str | None = Field(None, validation_alias="STRIPE_API_BASE")
     stripe_per_second: int = Field(10, validation_alias="KGENTS_STRIPE_PER_SECOND", ge=1, le=100)

@@ -56,10 +56,13 @@ _INVOICE = {
     "marked_uncollectible",
     "overdue",
 }
+# Told by another type that the endpoint should send: the same fact, for endpoints that are set up otherwise.
+_TOLD_OTHERWISE = ("charge.refunded", "invoice.payment_succeeded")
 _TABLE: dict[str, Handling] = {
     **{f"customer.subscription.{verb}": Handling.SUBSCRIPTION for verb in _SUBSCRIPTION | _SUBSCRIPTION_THIN},
     "customer.subscription.trial_will_end": Handling.TRIAL_ENDING,
     **{f"invoice.{verb}": Handling.INVOICE for verb in _INVOICE},
+    "invoice.payment_succeeded": Handling.INVOICE,
     "checkout.session.completed": Handling.CHECKOUT,
     "checkout.session.async_payment_succeeded": Handling.CHECKOUT,
     "checkout.session.async_payment_failed": Handling.CHECKOUT,
@@ -82,8 +85,8 @@ _TABLE: dict[str, Handling] = {
 ENDPOINT_TYPES = tuple(
     sorted(
         name
-        for name, handling in _TABLE.items()
-        if handling is not Handling.CHARGE_REFUNDED
+        for name in _TABLE
+        if name not in _TOLD_OTHERWISE
         and not name.startswith(("v2.", "billing."))
         and name.rpartition(".")[2] not in _SUBSCRIPTION_THIN
     )

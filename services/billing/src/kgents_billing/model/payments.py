@@ -7,6 +7,8 @@ Money facts are never dropped for being late.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kgents_billing.model import facts as kinds
 from kgents_billing.model.event import Json, StripeEvent, at, reference
 from kgents_billing.model.facts import Fact, without_nothing
@@ -19,6 +21,8 @@ _INVOICE_VERBS = {
     "invoice.marked_uncollectible": "marked_uncollectible",
     "invoice.overdue": "overdue",
 }
+# Of a payment Stripe tells both, of one out of band the first, older endpoints often take the second alone.
+_PAID = ("invoice.paid", "invoice.payment_succeeded")
 _ACTION_REQUIRED = ("invoice.payment_action_required", "invoice.payment_attempt_required")
 
 
@@ -48,13 +52,16 @@ def invoice_facts(event: StripeEvent, invoice: Json, *, tells_zero: bool = False
     details: dict[str, object]
     attempts = invoice.get("attempt_count")
     attempt = attempts if isinstance(attempts, int) else 0
-    if event.type == "invoice.paid":
+    if event.type in _PAID:
         paid = money(invoice.get("amount_paid"), currency)
         if paid is not None and paid.amount_minor == 0 and not tells_zero:
             return []
         out_of_band = invoice.get("paid_out_of_band")
         details = {"paid": paid, "out_of_band": out_of_band if out_of_band is True else None}
-        return [_fact(event, kinds.PAID, f"pay.ok:{name}", {**common, **details})]
+        told = _fact(event, kinds.PAID, f"pay.ok:{name}", {**common, **details})
+        # The invoice's own moment: two events tell of one payment, each with a `created` of its own.
+        paid_at = at(invoice, "status_transitions", "paid_at")
+        return [replace(told, second=paid_at) if isinstance(paid_at, int) else told]
     if event.type == "invoice.payment_failed":
         details = {
             "due": money(invoice.get("amount_due"), currency),
