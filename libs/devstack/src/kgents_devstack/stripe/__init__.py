@@ -2,8 +2,9 @@
 
 from kgents_devstack.stripe.delivery import Chaos, Sender, signed
 from kgents_devstack.stripe.events import Books, snapshot
-from kgents_devstack.stripe.life import Life, Told, random_life
+from kgents_devstack.stripe.life import Life, Told
 from kgents_devstack.stripe.objects import START, new_id
+from kgents_devstack.stripe.random_life import random_life
 from kgents_devstack.stripe.stand_in import StripeStandIn
 
 __all__ = [

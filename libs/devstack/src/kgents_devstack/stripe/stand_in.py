@@ -20,7 +20,8 @@ from starlette.routing import Route
 from kgents_devstack.servers.process import free_port
 from kgents_devstack.stripe.delivery import Chaos, Sender
 from kgents_devstack.stripe.events import Books
-from kgents_devstack.stripe.life import Life, random_life
+from kgents_devstack.stripe.life import Life
+from kgents_devstack.stripe.random_life import random_life
 
 START_SECONDS = 10.0
 MAX_LIMIT = 100
