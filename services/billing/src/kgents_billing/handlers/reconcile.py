@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import stripe_events, subjects
 from kgents_common.clock import Clock
 from kgents_common.errors import PermanentError, TransientError
-from kgents_common.stripe_events import NotStripeEventError
+from kgents_common.stripe_events import NotStripeEventError, StripeEnvelope
 
 # Stripe lists an event some time after its `created`; what the last look missed, this one sees.
 OVERLAP = timedelta(minutes=15)
@@ -65,7 +65,8 @@ class Poll:
         async for page in self._stripe.pages("/v1/events", {"created": {"gte": start}}):
             reached = reached or page.second
             for raw in page.items:
-                recovered += await self._append(raw)
+                event = _known(raw)
+                recovered += event is not None and await self.offer(event, raw)
         if since is None:
             await self._cursors.advance("events", reached)
             self._metrics.polled_at.set(reached)
@@ -74,28 +75,21 @@ class Poll:
             _log.warning("poll.recovered", events=recovered, hint="is the endpoint at Stripe all right?")
         return recovered
 
-    async def count(self, since: int | None = None) -> int:
-        """How many events `run` would offer. Errors as there."""
+    async def listed(self, since: int | None = None) -> AsyncIterator[tuple[StripeEnvelope, bytes]]:
+        """The events `run` would offer, newest first. Errors as there."""
         start = since if since is not None else await self._start()
-        found = 0
         async for page in self._stripe.pages("/v1/events", {"created": {"gte": start}}):
-            found += len(page.items)
-        return found
+            for raw in page.items:
+                event = _known(raw)
+                if event is not None:
+                    yield event, raw
 
-    async def _start(self) -> int:
-        cursor = await self._cursors.get("events")
-        if cursor is None:
-            return int((self._clock.now() - self._first).timestamp())
-        return cursor - int(OVERLAP.total_seconds())
+    async def offer(self, event: StripeEnvelope, raw: bytes) -> bool:
+        """Store an event as the door would; whether it was missing.
 
-    async def _append(self, raw: bytes) -> bool:
-        try:
-            event = stripe_events.read(raw)
-        except NotStripeEventError as error:
-            _log.error("poll.unreadable", error=str(error))
-            return False
-        if not is_known(event.type):
-            return False
+        Raises:
+            NotDurableError: It is not stored.
+        """
         try:
             return await self._bus.append(event, raw, received_at=self._clock.now())
         except PermanentError as error:
@@ -103,6 +97,22 @@ class Poll:
             self._metrics.notes.labels("not_storable").inc()
             _log.error("poll.not_storable", event_id=event.id, type=event.type, error=str(error))
             return False
+
+    async def _start(self) -> int:
+        cursor = await self._cursors.get("events")
+        if cursor is None:
+            return int((self._clock.now() - self._first).timestamp())
+        return cursor - int(OVERLAP.total_seconds())
+
+
+def _known(raw: bytes) -> StripeEnvelope | None:
+    """A listed event of a type that means anything to us."""
+    try:
+        event = stripe_events.read(raw)
+    except NotStripeEventError as error:
+        _log.error("poll.unreadable", error=str(error))
+        return None
+    return event if is_known(event.type) else None
 
 
 class Survey:

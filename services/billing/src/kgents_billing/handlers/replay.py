@@ -1,9 +1,12 @@
-"""Handling stored events again: read from EVENTS, by id, type and time; facts are told once all the same."""
+"""Handling events again, from EVENTS or the dead letters, chosen by what they say and whose they are.
+
+Facts are told once all the same.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -12,15 +15,20 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import Error as JetStreamError
 
-from kgents_billing.sinks.store import Committed, Origin
+from kgents_billing.model import event as events
+from kgents_billing.model.decision import Outcome
+from kgents_billing.model.event import MalformedEventError
+from kgents_billing.model.tenant import Hints, Owner, hints
+from kgents_billing.sinks.store import Committed, DeadLetter, Letters, Origin
 from kgents_common import streams, subjects
 from kgents_common.clock import moment
 from kgents_common.connection import Connection
 from kgents_common.errors import PermanentError, TransientError
 
-BATCH = 200
+BATCH = 100
 FETCH_SECONDS = 5.0
-FORGOTTEN_AFTER_SECONDS = 60.0
+# Between two fetches a batch is handled, and each of its events may ask Stripe.
+FORGOTTEN_AFTER_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,34 +37,86 @@ class Wanted:
 
     Attributes:
         types: As Stripe writes them, dotted.
-        since, until: When they were stored.
+        since, until: When they were stored, set aside, or made, as their source counts.
+        customers, tenants: Whose they are.
     """
 
     ids: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
+    customers: frozenset[str] = frozenset()
+    tenants: frozenset[str] = frozenset()
     since: datetime | None = None
     until: datetime | None = None
-    limit: int | None = None
 
-    def has(self, subject: str, stored_at: datetime) -> bool:
-        """Whether it is one of them."""
-        tokens = subject.split(".")
+    def fits(self, event_id: str, event_type: str, at: datetime) -> bool:
+        """Whether it is one of them, its owner aside. A type's dots may be underscores, as in a subject."""
         names = {subjects.token(name.replace(".", "_")) for name in self.types}
         return (
-            (not self.ids or tokens[-1] in self.ids)
-            and (not names or tokens[-2] in names)
-            and (self.until is None or stored_at <= self.until)
+            (not self.ids or event_id in self.ids)
+            and (not names or event_type.replace(".", "_") in names)
+            and (self.since is None or at >= self.since)
+            and (self.until is None or at <= self.until)
         )
 
 
-class Processes(Protocol):
-    """The processor, as a replay needs it."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An event to handle again, and how an operator is told of it.
 
-    async def process(self, origin: Origin, *, again: bool) -> Committed:
-        """Bring one event to its end."""
+    Attributes:
+        letter: The dead letter it comes from; None from the stream.
+    """
+
+    origin: Origin
+    label: str
+    letter: DeadLetter | None = None
 
 
-async def stored_events(connection: Connection, wanted: Wanted) -> AsyncIterator[Origin]:
+class KnowsOwners(Protocol):
+    """What is known of whose events are."""
+
+    async def of(self, said: Hints) -> Owner:
+        """Whose the event is that says this."""
+
+
+class Choice:
+    """Leaves what is not wanted.
+
+    Attributes:
+        unknown: How many were left because nobody knows whose they are (yet).
+    """
+
+    def __init__(self, wanted: Wanted, owners: KnowsOwners) -> None:
+        self.wanted = wanted
+        self.unknown = 0
+        self._owners = owners
+
+    async def of(self, found: AsyncIterator[Chosen]) -> AsyncIterator[Chosen]:
+        """The wanted ones, in their order."""
+        async for one in found:
+            if await self.takes(one.origin.body):
+                yield one
+
+    async def takes(self, body: bytes) -> bool:
+        """Whether the event is a wanted owner's.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        customers, tenants = self.wanted.customers, self.wanted.tenants
+        if not customers and not tenants:
+            return True
+        try:
+            owner = await self._owners.of(hints(events.read(body)))
+        except MalformedEventError:
+            owner = Owner()
+        if (customers and owner.customer is None) or (tenants and owner.tenant is None):
+            self.unknown += 1
+            return False
+        return (not customers or owner.customer in customers) and (not tenants or owner.tenant in tenants)
+
+
+async def stored_events(connection: Connection, wanted: Wanted) -> AsyncIterator[Chosen]:
     """The wanted events that EVENTS holds now, in its order.
 
     Raises:
@@ -76,33 +136,85 @@ async def stored_events(connection: Connection, wanted: Wanted) -> AsyncIterator
                 num_replicas=1,
             ),
         )
-        left = (await subscription.consumer_info()).num_pending or 0
-        while left > 0:
-            messages = await subscription.fetch(min(left, BATCH), timeout=FETCH_SECONDS)
-            left -= len(messages)
-            for message in messages:
-                metadata = message.metadata
-                if wanted.has(message.subject, metadata.timestamp):
-                    yield Origin(
-                        message.subject, message.data, moment(info["created"]), metadata.sequence.stream
-                    )
-        await subscription.unsubscribe()
+        epoch, last = moment(info["created"]), info["state"]["last_seq"]
+        try:
+            left = (await subscription.consumer_info()).num_pending or 0
+            while left > 0:
+                messages = await subscription.fetch(min(left, BATCH), timeout=FETCH_SECONDS)
+                for message in messages:
+                    metadata = message.metadata
+                    seq, tokens = metadata.sequence.stream, message.subject.split(".")
+                    if seq <= last and wanted.fits(tokens[-1], tokens[-2], metadata.timestamp):
+                        origin = Origin(message.subject, message.data, epoch, seq)
+                        yield Chosen(origin, f"seq {seq:<10} {message.subject}")
+                # Messages may come and go while they are read: the last one knows what is left.
+                left = metadata.num_pending if seq < last else 0
+        finally:
+            await subscription.unsubscribe()
     except (NatsError, JetStreamError, OSError, TimeoutError) as error:
         raise TransientError(f"jetstream: {type(error).__name__} while reading events") from error
 
 
-async def replay(processor: Processes, origins: Iterable[Origin], *, again: bool) -> Counter[str]:
+async def open_letters(letters: Letters, wanted: Wanted) -> AsyncIterator[Chosen]:
+    """The wanted dead letters that are open, in the order they came.
+
+    Raises:
+        TransientError: Postgres is away.
+    """
+    after = 0
+    while found := await letters.find(after=after, limit=BATCH):
+        for letter in found:
+            if wanted.fits(letter.event_id or "", letter.type, letter.at):
+                origin = Origin(letter.subject, bytes(letter.body), letter.epoch, letter.seq)
+                label = f"letter {letter.id:<8} {letter.code:18}  {letter.type}  {letter.event_id or '-'}"
+                yield Chosen(origin, label, letter)
+        after = found[-1].id
+
+
+class Processes(Protocol):
+    """The processor, as a replay needs it."""
+
+    async def process(self, origin: Origin, *, again: bool) -> Committed:
+        """Bring one event to its end."""
+
+
+async def replay_letter(
+    processor: Processes, letters: Letters, letter: DeadLetter, body: bytes | None = None
+) -> Committed:
+    """Handle an open dead letter again, as it was or mended, and settle it.
+
+    Raises:
+        PermanentError: It cannot be handled, or would be a dead letter again; it stays open.
+        TransientError: Nothing is settled.
+    """
+    origin = Origin(letter.subject, bytes(letter.body) if body is None else body, letter.epoch, letter.seq)
+    committed = await processor.process(origin, again=True)
+    if committed.outcome is Outcome.DEAD:
+        raise PermanentError(
+            f"it stays a dead letter: {letter.code}", hint="mend what it tells of, then discard it"
+        )
+    await letters.settle(letter.id, state="replayed")
+    return committed
+
+
+async def replay(
+    chosen: AsyncIterator[Chosen], handle: Callable[[Chosen], Awaitable[Committed]]
+) -> Counter[str]:
     """Handle events again, one after the other; how many ended how.
 
     Raises:
         TransientError: Postgres is away; what was handled is.
     """
     outcomes: Counter[str] = Counter()
-    for origin in origins:
+    async for one in chosen:
         try:
-            committed = await processor.process(origin, again=again)
+            committed = await handle(one)
         except PermanentError as error:
             outcomes[f"not handled: {error}"] += 1
+        except TransientError:
+            raise
+        except Exception as error:  # a defect with one of them must not end the replay
+            outcomes[f"failed: {type(error).__name__}"] += 1
         else:
             outcomes[committed.outcome.value] += 1
             outcomes["new facts"] += committed.facts

@@ -50,6 +50,14 @@ class Hints:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose an event is, as far as anybody knows."""
+
+    customer: str | None = None
+    tenant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
     """What an event teaches about customers.
 
