@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from kgents_api.handlers.refusal import Refused
 from kgents_api.model import sessions
@@ -14,6 +15,7 @@ from kgents_common.errors import TransientError
 from kgents_common.keyring import KeyRecord, presented
 
 FAILURES_A_MINUTE = 100
+MAX_CALLERS = 4096
 
 _CHALLENGE = {"www-authenticate": 'Bearer realm="kgents"'}
 
@@ -30,7 +32,6 @@ class Authentication:
         self._clock = clock
         self._sessions = kept
         self._failures = FailureCounts(FAILURES_A_MINUTE)
-        self._callers: dict[KeyRecord, Caller] = {}
 
     async def caller(self, headers: Mapping[str, str], scope: str, *, address: str = "") -> Caller:
         """Who calls, having `scope`. `headers` has lower-case names.
@@ -76,12 +77,7 @@ class Authentication:
 
     def _by_key(self, key: str) -> Caller | None:
         record = self._keyring.find(key)
-        if record is None:
-            return None
-        found = self._callers.get(record)
-        if found is None:
-            found = self._callers[record] = Caller(record.tenant, frozenset(record.scopes), record.id)
-        return found
+        return None if record is None else _caller(record)
 
     async def _by_session(self, token: str) -> Caller | None:
         session_id = sessions.id_of(token)
@@ -94,6 +90,12 @@ class Authentication:
         if session is None or not session.is_opened_by(token):
             return None
         return session.caller(self._keyring.by_id(session.key_id), self._clock.now())
+
+
+# Keys are revoked and made anew for as long as this process runs.
+@lru_cache(maxsize=MAX_CALLERS)
+def _caller(record: KeyRecord) -> Caller:
+    return Caller(record.tenant, frozenset(record.scopes), record.id)
 
 
 def sessions_unavailable() -> Refused:

@@ -7,6 +7,7 @@ unspent is the most by which a tenant can be cut short or get ahead, and it is h
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +22,8 @@ SHORT_LEASE_SECONDS = 0.1
 LARGEST_LEASE = 50
 # After a bucket that did not answer, everything passes for so long before it is asked again.
 OPEN_SECONDS = 0.5
+# Tenants come and go for as long as a process runs; beyond so many, those that are quiet are forgotten.
+MAX_ACCOUNTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,10 @@ class _Account:
     open_until: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    def is_idle(self, now: float) -> bool:
+        """Whether a new account would say the same."""
+        return now >= max(self.good_until, self.refused_until, self.open_until) and not self.lock.locked()
+
 
 class RateLimiter:
     """Spends tokens for requests; where the bucket does not answer, requests pass at once."""
@@ -97,8 +104,7 @@ class RateLimiter:
         self._buckets = buckets
         self._clock = clock
         self._largest = max(1, quota.burst // LARGEST_LEASE)
-        # One for each tenant of the keyring: callers are known before they are counted.
-        self._accounts: dict[str, _Account] = {}
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the least recently used first
 
     def refusal(self, tenant: str) -> Verdict | None:
         """The refusal that a tenant meets whatever it sends, if any: asks nobody, so it can come first."""
@@ -113,6 +119,9 @@ class RateLimiter:
         account = self._accounts.get(tenant)
         if account is None:
             account = self._accounts[tenant] = _Account()
+            self._forget_idle()
+        else:
+            self._accounts.move_to_end(tenant)
         verdict = self._spend(account, tokens)
         if verdict is not None:
             return verdict
@@ -125,6 +134,15 @@ class RateLimiter:
             except TransientError:
                 account.open_until = self._clock.monotonic() + OPEN_SECONDS
                 return UNKNOWN
+
+    def _forget_idle(self) -> None:
+        """Keep to the limit by dropping accounts that say nothing any more; what one still says is kept."""
+        now = self._clock.monotonic()
+        while len(self._accounts) > MAX_ACCOUNTS:
+            tenant, account = next(iter(self._accounts.items()))
+            if not account.is_idle(now):
+                break
+            del self._accounts[tenant]
 
     def _spend(self, account: _Account, tokens: int) -> Verdict | None:
         """Spend what is held; None where the bucket must be asked."""

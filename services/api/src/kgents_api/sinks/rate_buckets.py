@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from functools import lru_cache
 from typing import cast
 
 from prometheus_client import Counter
@@ -16,6 +17,8 @@ from kgents_common.clock import Clock
 from kgents_common.errors import TransientError
 
 PREFIX = "rate:events:"
+# A store holds nothing but its name and its script: one that is dropped costs its making again.
+MAX_STORES = 4096
 _ALGORITHM = GCRA()
 
 
@@ -28,13 +31,13 @@ class RedisBuckets:
         self._quota = quota
         self._rates = [Rate(quota.per_second, 1000, burst=quota.burst)]
         self._unanswered = unanswered
-        self._stores: dict[str, RedisStateStore] = {}
+        self._store = lru_cache(maxsize=MAX_STORES)(
+            lambda tenant: RedisStateStore(redis.client, PREFIX + tenant)
+        )
 
     async def take(self, tenant: str, tokens: int) -> Bucket:
         """See `Buckets.take`."""
-        store = self._stores.get(tenant)
-        if store is None:
-            store = self._stores[tenant] = RedisStateStore(self._redis.client, PREFIX + tenant)
+        store = self._store(tenant)
         now = int(self._clock.now().timestamp() * 1000)
         try:
             decision: Decision = await self._redis.ask(
