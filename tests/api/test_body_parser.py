@@ -35,7 +35,7 @@ KINDS = [
     "",
 ]
 EXAMPLES = 200
-MANY = 20_000
+MANY = 5_000
 
 callers = st.sampled_from(CALLERS)
 kinds = st.sampled_from(KINDS) | st.text(max_size=30)

@@ -21,7 +21,7 @@ def main() -> int:
             "--directory", type=Path, help="keep files here instead of a temporary directory"
         )
     bench = commands.add_parser("bench", help="measure against bare floors")
-    bench.add_argument("only", nargs="*", help="names of benchmarks; all where none is named")
+    bench.add_argument("only", nargs="*", help="names of benchmarks; all but soak where none is")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _unwind)
