@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nats
 import pytest
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, ValkeyServer
 from kgents_devstack.services import ServiceProcess
 
 
@@ -63,11 +64,11 @@ def encoded(event_id: str, **changes: Any) -> bytes:
     return json.dumps(event(event_id, **changes)).encode()
 
 
-def apply_streams(nats: NatsServer, *arguments: str) -> None:
+def apply_streams(nats_server: NatsServer, *arguments: str) -> None:
     """Bring the streams to their specification, as the deployment does."""
     subprocess.run(
         [sys.executable, "-m", "kgents_common.streams", "apply", *arguments],
-        env={**os.environ, "NATS_SERVERS": nats.url},
+        env={**os.environ, "NATS_SERVERS": nats_server.url},
         check=True,
         capture_output=True,
     )
@@ -89,6 +90,69 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
             httpx.Client(base_url=service.url, timeout=20) as client,
         ):
             yield Door(service, nats, key, foreign_key, reader_key, client)
+
+
+@dataclass
+class WholeDoor:
+    """The api with all it can have: sessions, limits, webhooks, live streams.
+
+    Attributes:
+        tokens: What may be shown, by a name: `key`, `session` (of the agent a1), `reader` (a key that may not
+            write), `none`, `unknown`.
+    """
+
+    service: ServiceProcess
+    nats: NatsServer
+    valkey: ValkeyServer
+    tokens: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.service.url
+
+    async def stored(self) -> list[tuple[str, dict[str, Any]]]:
+        """Subject and event of every message of AGENTESE."""
+        client = await nats.connect(self.nats.url)
+        try:
+            count = (await client.jetstream().stream_info("AGENTESE")).state.messages
+            subscription = await client.jetstream().subscribe("agentese.>", ordered_consumer=True)
+            messages = [await subscription.next_msg(20) for _ in range(count)]
+            return [(message.subject, json.loads(message.data)) for message in messages]
+        finally:
+            await client.close()
+
+
+@pytest.fixture(scope="module")
+def whole_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeDoor]:
+    """One for a module's tests; at their end, its log tells of no failure of its own."""
+    directory: Path = tmp_path_factory.mktemp("whole-door")
+    key, record = keyring.mint("acme")
+    reader_key, reader = keyring.mint("acme", ["events:read"])
+    keyring.write(directory / "keys.json", [record, reader])
+    with NatsServer(directory / "nats") as nats_server, ValkeyServer(directory / "valkey") as valkey:
+        apply_streams(nats_server)
+        environment = {
+            "NATS_SERVERS": nats_server.url,
+            "REDIS_URL": valkey.url,
+            "KGENTS_KEYRING_FILE": str(directory / "keys.json"),
+            "STRIPE_WEBHOOK_SECRETS": "whsec_of_the_whole_door",
+            "KGENTS_RATE_LIMIT_EVENTS_PER_SECOND": "100000",
+        }
+        with ServiceProcess("api", directory / "api", environment) as service:
+            wish, headers = {"agent": "a1", "ttl_seconds": 3600}, {"x-api-key": key}
+            session = httpx.post(f"{service.url}/v1/sessions", json=wish, headers=headers).json()["token"]
+            tokens = {
+                "key": key,
+                "session": session,
+                "reader": reader_key,
+                "none": "",
+                "unknown": "kg_unknown",
+            }
+            yield WholeDoor(service, nats_server, valkey, tokens)
+            log = service.log_path.read_text()
+            assert "Traceback" not in log
+            assert "request.failed" not in log
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
@@ -20,11 +18,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from kgents_common import keyring
-from kgents_devstack.servers import NatsServer, ValkeyServer
 from kgents_devstack.services import ServiceProcess
 
-from .conftest import apply_streams
+from .conftest import WholeDoor
 
 LIVE = "/v1/events/stream"
 OPERATIONS = [
@@ -101,39 +97,9 @@ def _check_taken(answer: schemathesis.Response, path: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def contract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Contract]:
-    directory: Path = tmp_path_factory.mktemp("contract")
-    key, record = keyring.mint("acme")
-    reader_key, reader = keyring.mint("acme", ["events:read"])
-    keyring.write(directory / "keys.json", [record, reader])
-    with NatsServer(directory / "nats") as nats, ValkeyServer(directory / "valkey") as valkey:
-        apply_streams(nats)
-        environment = {
-            "NATS_SERVERS": nats.url,
-            "REDIS_URL": valkey.url,
-            "KGENTS_KEYRING_FILE": str(directory / "keys.json"),
-            "STRIPE_WEBHOOK_SECRETS": "whsec_contract",
-            "KGENTS_RATE_LIMIT_EVENTS_PER_SECOND": "100000",
-        }
-        with ServiceProcess("api", directory / "api", environment) as service:
-            minted = httpx.post(
-                f"{service.url}/v1/sessions", json={"agent": "a1"}, headers={"x-api-key": key}
-            ).json()
-            schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json")
-            yield Contract(
-                service,
-                schema,
-                {
-                    "key": key,
-                    "session": minted["token"],
-                    "reader": reader_key,
-                    "none": "",
-                    "unknown": "kg_unknown",
-                },
-            )
-            log = service.log_path.read_text()
-            assert "Traceback" not in log
-            assert "request.failed" not in log
+def contract(whole_door: WholeDoor) -> Contract:
+    schema = schemathesis.openapi.from_url(f"{whole_door.url}/openapi.json")
+    return Contract(whole_door.service, schema, whole_door.tokens)
 
 
 def test_every_operation_is_asked(contract: Contract) -> None:

@@ -1,4 +1,4 @@
-"""`kgents-billing replay` by customer and tenant, from the stream, dead letters and Stripe; each fact once."""
+"""`kgents-billing replay` by customer and tenant: from the stream, dead letters and Stripe."""
 
 from __future__ import annotations
 

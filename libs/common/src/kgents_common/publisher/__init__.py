@@ -4,7 +4,7 @@
 `Spool` behind a `Publisher`; `stored_ids` tells what a stream already holds.
 """
 
-from kgents_common.publisher.agent import AgentPublisher
+from kgents_common.publisher.agent import AgentPublisher, Event
 from kgents_common.publisher.pipeline import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     MAX_HEADER_BYTES,
@@ -25,6 +25,7 @@ __all__ = [
     "Ack",
     "AgentPublisher",
     "AlreadyThereError",
+    "Event",
     "Message",
     "Publisher",
     "PublishesAll",

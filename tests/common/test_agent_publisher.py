@@ -1,0 +1,105 @@
+"""For agents' own Python: the door's envelope and identity, straight to NATS; the documented example runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from kgents_common import envelope, streams
+from kgents_common.connection import Connection
+from kgents_common.errors import EnvelopeError, TransientError
+from kgents_common.publisher import Ack, AgentPublisher, Event, Spooled
+from kgents_devstack.servers import NatsServer
+
+Connect = Callable[..., Awaitable[Connection]]
+SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "publishing.md"
+
+
+async def last(connection: Connection) -> tuple[str, dict[str, str], dict[str, object]]:
+    """Subject, headers and event of the newest message."""
+    info = await connection.jetstream().stream_info("AGENTESE")
+    message = await connection.jetstream().get_msg("AGENTESE", seq=info.state.last_seq)
+    return str(message.subject), dict(message.headers or {}), json.loads(message.data or b"")
+
+
+async def test_it_publishes_what_the_door_would(nats_url: str, connect: Connect) -> None:
+    """Rule: one envelope and one identity, whichever way an event comes."""
+    connection = await connect(nats_url)
+    await streams.ensure(connection.client, streams=SMALL)
+    async with AgentPublisher(nats_url, tenant="acme", source="agents/a1") as agent:
+        await agent.wait_until_connected()
+        first = await agent.publish("llm.tokens", {"tokens": 42}, event_id="e1")
+        again = await agent.publish("llm.tokens", {"tokens": 42}, event_id="e1")
+    assert isinstance(first, Ack)
+    assert (first.duplicate, again) == (False, Ack("AGENTESE", first.seq, duplicate=True))
+    subject, headers, event = await last(connection)
+    assert subject == "agentese.acme.llm.tokens"
+    assert headers["content-type"] == envelope.STRUCTURED
+    assert headers["Nats-Msg-Id"] == envelope.identity("acme", "agents/a1", "e1").hex()
+    read = envelope.read(json.dumps(event).encode(), tenant="acme", now=datetime.now(UTC))
+    # Stamped, not said by the agent: the same event published again is a duplicate and no conflict.
+    assert read.time_is_received
+    assert event["data"] == {"tokens": 42}
+
+
+async def test_a_wrong_event_is_told_by_its_place_and_none_is_published(
+    nats_url: str, connect: Connect
+) -> None:
+    connection = await connect(nats_url)
+    await streams.ensure(connection.client, streams=SMALL)
+    async with AgentPublisher(nats_url, tenant="acme", source="agents/a1") as agent:
+        await agent.wait_until_connected()
+        with pytest.raises(EnvelopeError) as raised:
+            await agent.publish_all([Event("llm.tokens", {"tokens": 1}), Event("no type", {"tokens": 1})])
+    assert [violation.field for violation in raised.value.violations] == ["[1].type"]
+    assert (await connection.jetstream().stream_info("AGENTESE")).state.messages == 0
+
+
+async def test_without_nats_it_raises_or_spools(tmp_path: Path, own_nats: NatsServer) -> None:
+    """Rule: nothing is said to be durable that is not; what was spooled is published by the next process."""
+    own_nats.kill()
+    async with AgentPublisher(own_nats.url, tenant="acme", source="agents/a1") as agent:
+        with pytest.raises(TransientError):
+            await agent.publish("llm.tokens", {"tokens": 1}, event_id="e1")
+    spool = tmp_path / "spool"
+    async with AgentPublisher(own_nats.url, tenant="acme", source="agents/a1", spool=spool) as agent:
+        assert await agent.publish("llm.tokens", {"tokens": 1}, event_id="e1") == Spooled(duplicate=False)
+        assert agent.waiting == 1
+    own_nats.start()
+    async with AgentPublisher(own_nats.url, tenant="acme", source="agents/a1", spool=spool) as agent:
+        await agent.wait_until_connected()
+        await streams.ensure(agent._connection.client, streams=SMALL)
+        word = await agent.publish("llm.tokens", {"tokens": 2}, event_id="e2")
+        while agent.waiting:
+            word = await agent.publish("llm.tokens", {"tokens": 2}, event_id="e2")
+        info = await agent._connection.jetstream().stream_info("AGENTESE")
+    assert isinstance(word, Ack | Spooled)
+    assert info.state.messages == 2
+
+
+async def test_the_documented_example_runs(nats_url: str, connect: Connect, tmp_path: Path) -> None:
+    connection = await connect(nats_url)
+    await streams.ensure(connection.client, streams=SMALL)
+    example = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert example is not None
+    done = subprocess.run(
+        [sys.executable, "-c", example.group(1)],
+        cwd=tmp_path,
+        env={**os.environ, "NATS_SERVERS": nats_url},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Ack(") + done.stdout.count("Spooled(") == 101
+    assert (tmp_path / "spool" / "spool.sqlite3").exists()
