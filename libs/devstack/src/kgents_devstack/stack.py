@@ -33,6 +33,7 @@ class StackOptions:
     Attributes:
         services: Names of services, each run as one process.
         environment: By service name, more for its environment.
+        sync_always: See `NatsServer`.
     """
 
     services: Sequence[str] = ("metering", "api")
@@ -40,6 +41,7 @@ class StackOptions:
     environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     nats_version: str | None = None
     meters_file: Path | None = None
+    sync_always: bool = True
 
 
 class Stack:
@@ -50,7 +52,9 @@ class Stack:
         self.options = options or StackOptions()
         self.meters_file = self.options.meters_file or directory / "meters.yaml"
         self.keyring_file = directory / "keys.json"
-        self.nats = NatsServer(directory / "nats", version=self.options.nats_version)
+        self.nats = NatsServer(
+            directory / "nats", version=self.options.nats_version, sync_always=self.options.sync_always
+        )
         self.valkey = ValkeyServer(directory / "valkey")
         self.postgres = PostgresServer(directory / "postgres")
         self.openmeter = OpenMeterStandIn(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from kgents_devstack.bench.apply import measure_apply
-from kgents_devstack.bench.door import measure_door, measure_webhooks
+from kgents_devstack.bench.door import measure_door, measure_door_unsynced, measure_webhooks
 from kgents_devstack.bench.facts import measure_facts
 from kgents_devstack.bench.freshness import measure_freshness
 from kgents_devstack.bench.report import Figure, show
@@ -16,6 +16,7 @@ from kgents_devstack.bench.soak import measure_soak
 BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "apply": measure_apply,
     "door": measure_door,
+    "unsynced": measure_door_unsynced,
     "freshness": measure_freshness,
     "webhooks": measure_webhooks,
     "facts": measure_facts,
