@@ -158,6 +158,8 @@ def connect_options(settings: ServiceSettings, name: str, callbacks: dict[str, A
         "connect_timeout": 2,
         "ping_interval": 10,
         "max_outstanding_pings": 2,
+        # Every subject is made by `subjects`, of parts that were checked.
+        "skip_subject_validation": True,
         **callbacks,
     }
     if settings.nats_user is not None and settings.nats_password is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Protocol
@@ -57,8 +56,7 @@ _EXACT = msgspec.json.Decoder(float_hook=Decimal)
 _CANONICAL = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """One event, checked and complete.
 
     Attributes:
@@ -352,7 +350,9 @@ def read_binary(
         if f"ce-{name}" in headers:
             raise EnvelopeError([Violation(name, "must not be a header in binary mode")])
     envelope = _check(attributes, b"", tenant=tenant, now=now, place="", agent=agent)
-    return envelope if envelope.body else replace(envelope, body=_ENCODER.encode(attributes))
+    if envelope.body:
+        return envelope
+    return msgspec.structs.replace(envelope, body=_ENCODER.encode(attributes))
 
 
 class _Fail(Protocol):

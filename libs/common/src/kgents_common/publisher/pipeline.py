@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
@@ -38,8 +37,7 @@ class AlreadyThereError(PermanentError):
     """The subject already holds a message although none was expected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True, gc=False):
     """JetStream's word that a message is stored.
 
     Attributes:
@@ -51,8 +49,7 @@ class Ack:
     duplicate: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """What is published: where, what, under which identity, and with which headers beside it."""
 
     subject: str
@@ -104,7 +101,8 @@ class Publisher:
         self._timeout = timeout.total_seconds()
         self._max_in_flight = max_in_flight
         self.breaker = breaker or CircuitBreaker("nats", threshold=10, window=20)
-        self._pending: dict[str, tuple[asyncio.Future[Ack], float]] = {}
+        # The future, its deadline, and whether it is the circuit's probe; in the order of deadlines.
+        self._pending: dict[str, tuple[asyncio.Future[Ack], float, bool]] = {}
         self._sent = 0
         self._inbox = ""
         self._subscription: Subscription | None = None
@@ -123,7 +121,7 @@ class Publisher:
     async def stop(self) -> None:
         """Wait for what is in flight, within the publish timeout, then let go of the inbox."""
         if self._pending:
-            await asyncio.wait({future for future, _ in self._pending.values()}, timeout=self._timeout + 1)
+            await asyncio.wait({entry[0] for entry in self._pending.values()}, timeout=self._timeout + 1)
         if self._sweeper is not None:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -241,14 +239,15 @@ class Publisher:
         token = str(self._sent)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Ack] = loop.create_future()
-        future.add_done_callback(lambda f: self._tell(f, is_probe))
-        self._pending[token] = (future, loop.time() + self._timeout)
+        self._pending[token] = (future, loop.time() + self._timeout, is_probe)
         try:
             await client.publish(subject, payload, reply=self._inbox + token, headers=all_headers)
         except (NatsError, OSError, ValueError) as error:
             self._pending.pop(token, None)
-            future.cancel()
             raise NotDurableError(f"nats: {type(error).__name__}") from error
+        except asyncio.CancelledError:
+            self._pending.pop(token, None)
+            raise
         return future
 
     async def _subscribe(self) -> None:
@@ -266,35 +265,22 @@ class Publisher:
 
     async def _answered(self, message: Msg) -> None:
         entry = self._pending.pop(message.subject.rpartition(".")[2], None)
-        if entry is None or entry[0].done():
-            return
-        future = entry[0]
-        if not message.data:  # a bare 503 status: nobody listens on this subject
-            future.set_exception(NotDurableError("nats: no stream takes this subject"))
-            return
-        try:
-            reply = _REPLY.decode(message.data)
-        except msgspec.DecodeError:
-            future.set_exception(
-                NotDurableError("nats: an acknowledgement could not be read", may_be_stored=True)
-            )
-            return
-        if reply.error is None:
-            future.set_result(Ack(reply.stream, reply.seq, reply.duplicate))
-        elif reply.error.err_code == WRONG_LAST_SEQUENCE:
-            future.set_exception(AlreadyThereError("the subject already holds a message"))
-        else:
-            future.set_exception(
-                NotDurableError(f"jetstream: {reply.error.description} ({reply.error.err_code})")
-            )
+        if entry is not None:
+            self._settle(entry, _read(message.data))
 
-    def _tell(self, future: asyncio.Future[Ack], is_probe: bool) -> None:
-        if future.cancelled():
-            self.breaker.release(is_probe)
-        elif isinstance(future.exception(), NotDurableError):
+    def _settle(self, entry: tuple[asyncio.Future[Ack], float, bool], outcome: Ack | KgentsError) -> None:
+        """Tell the circuit, and whoever still waits."""
+        future, _, is_probe = entry
+        if isinstance(outcome, NotDurableError):
             self.breaker.failed(is_probe)
         else:
             self.breaker.succeeded(is_probe)
+        if future.done():  # nobody waits any more
+            return
+        if isinstance(outcome, Ack):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
 
     async def _sweep(self) -> None:
         """Fail what has waited too long; entries are in the order of their deadlines."""
@@ -303,13 +289,27 @@ class Publisher:
             await asyncio.sleep(SWEEP_SECONDS)
             now = loop.time()
             late: list[str] = []
-            for token, (_, deadline) in self._pending.items():
+            for token, (_, deadline, _) in self._pending.items():
                 if deadline > now:
                     break
                 late.append(token)
             for token in late:
-                future, _ = self._pending.pop(token)
-                if not future.done():
-                    future.set_exception(
-                        NotDurableError("nats: no acknowledgement in time", may_be_stored=True)
-                    )
+                self._settle(
+                    self._pending.pop(token),
+                    NotDurableError("nats: no acknowledgement in time", may_be_stored=True),
+                )
+
+
+def _read(data: bytes) -> Ack | KgentsError:
+    """What JetStream said."""
+    if not data:  # a bare 503 status: nobody listens on this subject
+        return NotDurableError("nats: no stream takes this subject")
+    try:
+        reply = _REPLY.decode(data)
+    except msgspec.DecodeError:
+        return NotDurableError("nats: an acknowledgement could not be read", may_be_stored=True)
+    if reply.error is None:
+        return Ack(reply.stream, reply.seq, reply.duplicate)
+    if reply.error.err_code == WRONG_LAST_SEQUENCE:
+        return AlreadyThereError("the subject already holds a message")
+    return NotDurableError(f"jetstream: {reply.error.description} ({reply.error.err_code})")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Mapping
+from contextvars import Token
 
 import structlog
-from opentelemetry import trace
-from opentelemetry.trace import SpanKind, Tracer
+from opentelemetry import context, trace
+from opentelemetry.trace import Span, SpanKind, Tracer
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,6 +66,8 @@ class Instrument:
         route = self._routes.get(scope["path"]) or self._below(scope["path"])
         status = 500
         has_begun = False
+        span: Span | None = None
+        attached: Token[context.Context] | None = None
 
         async def watching(message: Message) -> None:
             nonlocal status, has_begun
@@ -80,10 +83,12 @@ class Instrument:
                 raise Refused(
                     503, "too many requests at once", reason="too_busy", headers={"retry-after": "1"}
                 )
-            if self._tracer is None:
-                await app(scope, receive, watching)
-            else:
-                await self._traced(self._tracer, app, route, scope, receive, watching)
+            if self._tracer is not None:
+                span = self._tracer.start_span(
+                    f"{scope['method']} {route}", context=_carried(scope), kind=SpanKind.SERVER
+                )
+                attached = context.attach(trace.set_span_in_context(span))
+            await app(scope, receive, watching)
         except Refused as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
             await refusal.response(scope, receive, watching)
@@ -103,28 +108,13 @@ class Instrument:
                 scope, receive, watching
             )
         finally:
+            if span is not None and attached is not None:
+                context.detach(attached)
+                if span.is_recording():
+                    span.set_attribute("http.response.status_code", status)
+                span.end()
             self._running -= counted
             self._note(route, scope["method"], status, time.perf_counter() - started)
-
-    async def _traced(
-        self, tracer: Tracer, app: ASGIApp, route: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        carried = {
-            name.decode(): value.decode("latin-1")
-            for name, value in scope["headers"]
-            if name in (b"traceparent", b"tracestate")
-        }
-        span = tracer.start_span(
-            f"{scope['method']} {route}", context=context_from_headers(carried), kind=SpanKind.SERVER
-        )
-
-        async def noting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                span.set_attribute("http.response.status_code", message["status"])
-            await send(message)
-
-        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-            await app(scope, receive, noting)
 
     def _below(self, path: str) -> str:
         """The route that ends in an id, else `other`."""
@@ -137,3 +127,16 @@ class Instrument:
             counter = self._counters[key] = self._metrics.requests.labels(key[0], key[1], str(status))
         counter.inc()
         self._latencies[route].observe(seconds)
+
+
+_NOTHING_CARRIED = context.Context()
+
+
+def _carried(scope: Scope) -> context.Context:
+    """The caller's trace context."""
+    carried = {
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"traceparent", b"tracestate")
+    }
+    return context_from_headers(carried) if carried else _NOTHING_CARRIED

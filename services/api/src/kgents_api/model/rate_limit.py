@@ -7,19 +7,23 @@ unspent is the most by which a tenant can be cut short or get ahead, and it is h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from kgents_common.clock import Clock
 from kgents_common.errors import TransientError
 
 # A lease is spent within this time or forgotten, so that processes do not sit on a tenant's tokens.
 LEASE_SECONDS = 1.0
-# One that is spent sooner is followed by one twice as large.
+# One that is spent within it is followed by one as large; one that is spent sooner than this, by one twice as
+# large.
 SHORT_LEASE_SECONDS = 0.1
-# The largest lease is this part of the burst.
-LARGEST_LEASE = 50
+# The largest lease is this part of the burst; a process holds one and a half at the most.
+LARGEST_LEASE = 100
 # After a bucket that did not answer, everything passes for so long before it is asked again.
 OPEN_SECONDS = 0.5
 # Tenants come and go for as long as a process runs; beyond so many, those that are quiet are forgotten.
@@ -60,8 +64,7 @@ class Buckets(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """Whether a request may pass.
 
     Attributes:
@@ -85,6 +88,7 @@ class _Account:
     good_until: float = 0.0
     leased_at: float = -LEASE_SECONDS
     lease: int = 0
+    may_renew: bool = False
     left: int = 0
     full_at: float = 0.0
     refused_until: float = 0.0
@@ -104,6 +108,7 @@ class RateLimiter:
         self._buckets = buckets
         self._clock = clock
         self._largest = max(1, quota.burst // LARGEST_LEASE)
+        self._renewals: set[asyncio.Task[None]] = set()
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the least recently used first
 
     def refusal(self, tenant: str) -> Verdict | None:
@@ -122,11 +127,11 @@ class RateLimiter:
             self._forget_idle()
         else:
             self._accounts.move_to_end(tenant)
-        verdict = self._spend(account, tokens)
+        verdict = self._spend(account, tenant, tokens)
         if verdict is not None:
             return verdict
         async with account.lock:  # the others wait for the answer that this one gets
-            verdict = self._spend(account, tokens)
+            verdict = self._spend(account, tenant, tokens)
             if verdict is not None:
                 return verdict
             try:
@@ -144,21 +149,33 @@ class RateLimiter:
                 break
             del self._accounts[tenant]
 
-    def _spend(self, account: _Account, tokens: int) -> Verdict | None:
+    def _spend(self, account: _Account, tenant: str, tokens: int) -> Verdict | None:
         """Spend what is held; None where the bucket must be asked."""
         now = self._clock.monotonic()
         if account.held >= tokens and now < account.good_until:
             account.held -= tokens
+            if account.may_renew and account.held < account.lease // 2:
+                account.may_renew = False
+                renewal = asyncio.create_task(self._renew(account, tenant))
+                self._renewals.add(renewal)
+                renewal.add_done_callback(self._renewals.discard)
             return Verdict(True, account.left + account.held, max(0.0, account.full_at - now))
         return UNKNOWN if now < account.open_until else None
 
+    async def _renew(self, account: _Account, tenant: str) -> None:
+        """Take the next lease before this one is spent: a busy tenant's requests wait for no answer."""
+        with contextlib.suppress(TransientError):  # who finds no token asks again, and hears of it
+            async with account.lock:
+                await self._lease(account, tenant, 0)
+
     async def _lease(self, account: _Account, tenant: str, tokens: int) -> Verdict:
         now = self._clock.monotonic()
-        is_busy = now - account.leased_at < SHORT_LEASE_SECONDS
-        lease = min(account.lease * 2, self._largest) if is_busy else 0
+        lease = account.lease if now < account.good_until else 0
+        if now - account.leased_at < SHORT_LEASE_SECONDS:
+            lease = min(lease * 2, self._largest)
         wanted = max(tokens, lease)
         bucket = await self._buckets.take(tenant, wanted)
-        if not bucket.given and wanted > tokens:
+        if not bucket.given and wanted > tokens > 0:
             wanted = tokens
             bucket = await self._buckets.take(tenant, wanted)
         now = self._clock.monotonic()
@@ -172,6 +189,7 @@ class RateLimiter:
             account.held = 0
         account.held += wanted - tokens
         account.lease = wanted
+        account.may_renew = wanted > tokens
         account.leased_at = now
         account.good_until = now + LEASE_SECONDS
         account.left = bucket.left
