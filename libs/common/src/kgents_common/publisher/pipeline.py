@@ -29,7 +29,7 @@ EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 WRONG_LAST_SEQUENCE = 10071
 # Headers are cut off from the 1 MiB a server takes for headers and payload together; a client that sends
 # more is closed by the server for good.
-MAX_HEADER_BYTES = 16 * 1024
+MAX_HEADER_BYTES = 64 * 1024
 SWEEP_SECONDS = 0.1
 
 
@@ -230,11 +230,12 @@ class Publisher:
         if len(self._pending) >= self._max_in_flight:
             raise NotDurableError("nats: too many messages await their acknowledgement")
         all_headers = {**headers, MESSAGE_ID: message_id} if headers else {MESSAGE_ID: message_id}
-        size = len(payload) + sum(len(k) + len(v) + 4 for k, v in all_headers.items()) + 12
-        if size > client.max_payload:
-            raise PermanentError(
-                f"headers and payload are {size} bytes; the server takes {client.max_payload}"
-            )
+        if len(payload) > client.max_payload - MAX_HEADER_BYTES:  # else there is room for any headers of ours
+            size = len(payload) + sum(len(k) + len(v) + 4 for k, v in all_headers.items()) + 12
+            if size > client.max_payload:
+                raise PermanentError(
+                    f"headers and payload are {size} bytes; the server takes {client.max_payload}"
+                )
         self._sent += 1
         token = str(self._sent)
         loop = asyncio.get_running_loop()

@@ -23,6 +23,8 @@ from kgents_devstack.stack import Stack
 CONNECTIONS = 50
 SECONDS = 5.0
 ROUNDS = 3
+# Every request has its span; of so many it is recorded and exported.
+SAMPLED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +38,23 @@ class Load:
 
 def measure_door() -> list[Figure]:
     """Single events and batches of a hundred, on a server that syncs every message, as P1 wants of R1."""
-    return _measure("door", sync_always=True, sampled=1.0)
+    return _measure("door", sync_always=True)
 
 
 def measure_door_unsynced() -> list[Figure]:
     """The same where syncing is left to the kernel: what the door costs when the disk is no ceiling.
 
-    A hundredth of the requests are traced, as one would at this rate.
+    It has no targets: acknowledgements that are not synced are not durable on one server (P1).
     """
-    return _measure("unsynced door", sync_always=False, sampled=0.01)
+    return _measure("unsynced door", sync_always=False)
 
 
-def _measure(name: str, *, sync_always: bool, sampled: float) -> list[Figure]:
+def _measure(name: str, *, sync_always: bool) -> list[Figure]:
     with Collector() as collector:
         told = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
-            "OTEL_TRACES_SAMPLER_ARG": str(sampled),
+            "OTEL_TRACES_SAMPLER_ARG": str(SAMPLED),
         }
         options = {"services": ("api",), "environment": {"api": told}, "sync_always": sync_always}
         with running(**options) as stack, _floor(stack) as floor:
@@ -61,16 +63,17 @@ def _measure(name: str, *, sync_always: bool, sampled: float) -> list[Figure]:
         if not collector.received_bytes:
             raise RuntimeError("nothing was traced: this is not what is to be measured")
     ratio, batch_ratio = (door.per_second / bare.per_second for bare, door in (single, batch))
+    least, most = (0.6, 2.5) if sync_always else (None, None)
     return [
         Figure(f"{name}: floor, single events", single[0].per_second, "req/s"),
         Figure(f"{name}: single events", single[1].per_second, "req/s"),
-        Figure(f"{name}: ratio, single events", ratio, "×", target=0.6),
+        Figure(f"{name}: ratio, single events", ratio, "×", target=least),
         Figure(f"{name}: floor p99, single events", single[0].p99_ms, "ms"),
         Figure(f"{name}: p99, single events", single[1].p99_ms, "ms"),
-        Figure(f"{name}: ratio of p99", single[1].p99_ms / single[0].p99_ms, "×", target=2.5, at_most=True),
+        Figure(f"{name}: ratio of p99", single[1].p99_ms / single[0].p99_ms, "×", target=most, at_most=True),
         Figure(f"{name}: floor, batches of 100", batch[0].per_second * 100, "events/s"),
         Figure(f"{name}: batches of 100", batch[1].per_second * 100, "events/s"),
-        Figure(f"{name}: ratio, batches of 100", batch_ratio, "×", target=0.6),
+        Figure(f"{name}: ratio, batches of 100", batch_ratio, "×", target=least),
     ]
 
 
