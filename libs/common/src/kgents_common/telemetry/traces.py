@@ -41,8 +41,9 @@ class Tracing:
             self._provider = TracerProvider(resource=resource, sampler=ALWAYS_OFF)
         else:
             self._provider = TracerProvider(resource=resource)
+            # Few at a time: the event loop stands still while a thread encodes them.
             self._provider.add_span_processor(
-                BatchSpanProcessor(exporter or OTLPSpanExporter(), schedule_delay_millis=1000)
+                BatchSpanProcessor(exporter or OTLPSpanExporter(), schedule_delay_millis=200)
             )
         self.tracer: Tracer = self._provider.get_tracer(f"kgents_{service}")
 
