@@ -112,6 +112,8 @@ class Connection:
                 await self._client.connect(
                     **connect_options(self._settings, self._name, self._callbacks()),
                     pending_size=BUFFER_BYTES if self._buffer else NO_BUFFER,
+                    # Every subject is made by `subjects`, of parts that were checked.
+                    skip_subject_validation=True,
                 )
             except asyncio.CancelledError:
                 raise
@@ -158,8 +160,6 @@ def connect_options(settings: ServiceSettings, name: str, callbacks: dict[str, A
         "connect_timeout": 2,
         "ping_interval": 10,
         "max_outstanding_pings": 2,
-        # Every subject is made by `subjects`, of parts that were checked.
-        "skip_subject_validation": True,
         **callbacks,
     }
     if settings.nats_user is not None and settings.nats_password is not None:

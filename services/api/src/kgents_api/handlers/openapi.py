@@ -60,7 +60,8 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
                     "requestBody": _events_body(limits),
                     "responses": {
                         "202": {
-                            "description": "Every event is durable in the stream.",
+                            "description": "Every event is durable: in the stream, or in the door's spool,"
+                            " on its way there.",
                             "content": {JSON: {"schema": receipts}},
                         },
                         **_refusals(400, 401, 403, 413, 415, 429, 503),
@@ -76,12 +77,16 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
                     "requestBody": _events_body(limits),
                     "responses": {
                         "204": {
-                            "description": "Every event is durable in the stream.",
+                            "description": "Every event is durable: in the stream or the door's spool.",
                             "headers": {
                                 "Kgents-Stream-Seq": {
                                     "description": "The last event's stream sequence",
                                     "schema": {"type": "integer"},
-                                }
+                                },
+                                "Kgents-Stored": {
+                                    "description": "`spool` where the last event is there; else absent",
+                                    "schema": {"const": "spool"},
+                                },
                             },
                         },
                         **_refusals(400, 401, 403, 413, 415, 429, 503),
