@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ import nats
 import pytest
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer, ValkeyServer
+from kgents_devstack.servers import NatsServer, ValkeyServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 
 
@@ -64,16 +61,6 @@ def encoded(event_id: str, **changes: Any) -> bytes:
     return json.dumps(event(event_id, **changes)).encode()
 
 
-def apply_streams(nats_server: NatsServer, *arguments: str) -> None:
-    """Bring the streams to their specification, as the deployment does."""
-    subprocess.run(
-        [sys.executable, "-m", "kgents_common.streams", "apply", *arguments],
-        env={**os.environ, "NATS_SERVERS": nats_server.url},
-        check=True,
-        capture_output=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """One door for a module's tests; they use ids of their own."""
@@ -83,7 +70,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     reader_key, reader = keyring.mint("acme", ["events:read"])
     keyring.write(directory / "keys.json", [record, foreign, reader])
     with NatsServer(directory / "nats") as nats:
-        apply_streams(nats)
+        apply_streams(nats.url)
         environment = {"NATS_SERVERS": nats.url, "KGENTS_KEYRING_FILE": str(directory / "keys.json")}
         with (
             ServiceProcess("api", directory / "api", environment) as service,
@@ -131,7 +118,7 @@ def whole_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeDoor]:
     reader_key, reader = keyring.mint("acme", ["events:read"])
     keyring.write(directory / "keys.json", [record, reader])
     with NatsServer(directory / "nats") as nats_server, ValkeyServer(directory / "valkey") as valkey:
-        apply_streams(nats_server)
+        apply_streams(nats_server.url)
         environment = {
             "NATS_SERVERS": nats_server.url,
             "REDIS_URL": valkey.url,

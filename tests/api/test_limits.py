@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 
-from .conftest import apply_streams, serving
+from .conftest import serving
 
 RATE = 1
 BURST = 10
@@ -52,7 +52,7 @@ class Limited:
 
 @pytest.fixture
 def limited(tmp_path: Path, nats_server: NatsServer, own_valkey: Any) -> Iterator[Limited]:
-    apply_streams(nats_server)
+    apply_streams(nats_server.url)
     minted = {tenant: keyring.mint(tenant) for tenant in ("acme", "globex")}
     keys = {tenant: key for tenant, (key, _) in minted.items()}
     with serving(

@@ -12,10 +12,10 @@ import nats
 import pytest
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 
-from .conftest import Door, apply_streams, encoded, event
+from .conftest import Door, encoded, event
 from .live_streams import LiveStream
 
 BATCH = "application/cloudevents-batch+json"
@@ -34,7 +34,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     reader_key, reader = keyring.mint("acme", ["events:write"])
     keyring.write(directory / "keys.json", [record, foreign, reader])
     with NatsServer(directory / "nats") as nats_server:
-        apply_streams(nats_server)
+        apply_streams(nats_server.url)
         environment = {
             "NATS_SERVERS": nats_server.url,
             "KGENTS_KEYRING_FILE": str(directory / "keys.json"),
@@ -174,7 +174,7 @@ async def test_a_position_beyond_the_end_is_a_gap(door: Door) -> None:
 
 async def test_a_position_older_than_the_first_event_is_a_gap(own_nats: NatsServer, tmp_path: Path) -> None:
     """Rule: what is no longer held is said, and the stream goes on with the first event it holds."""
-    apply_streams(own_nats)
+    apply_streams(own_nats.url)
     key, record = keyring.mint("acme")
     keyring.write(tmp_path / "keys.json", [record])
     environment = {"NATS_SERVERS": own_nats.url, "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json")}

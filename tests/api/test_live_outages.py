@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 
-from .conftest import apply_streams, event
+from .conftest import event
 from .live_streams import LiveStream
 
 BATCH = "application/cloudevents-batch+json"
@@ -30,7 +30,7 @@ def running_door(
     directory: Path, nats_server: NatsServer, tenants: list[str], **environment: str
 ) -> Iterator[tuple[ServiceProcess, dict[str, str]]]:
     """A door for these tenants, and their keys."""
-    apply_streams(nats_server)
+    apply_streams(nats_server.url)
     minted = {tenant: keyring.mint(tenant) for tenant in tenants}
     keyring.write(directory / "keys.json", [record for _, record in minted.values()])
     told = {

@@ -19,10 +19,10 @@ import nats
 import pytest
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 
-from .conftest import apply_streams, encoded, event
+from .conftest import encoded, event
 from .live_streams import LiveStream
 
 GRACE_SECONDS = 15
@@ -135,7 +135,7 @@ def doors(
     directory: Path, nats_server: NatsServer, count: int, **environment: str
 ) -> Iterator[tuple[list[ServiceProcess], str, ThreadPoolExecutor]]:
     """Processes of one deployment, the key of acme, and the thread to start them from."""
-    apply_streams(nats_server)
+    apply_streams(nats_server.url)
     key, record = keyring.mint("acme")
     keyring.write(directory / "keys.json", [record])
     told = {
@@ -167,7 +167,7 @@ async def stored(nats_server: NatsServer) -> list[tuple[int, str]]:
         await client.close()
 
 
-@pytest.mark.parametrize("delay_seconds", [0, 1])
+@pytest.mark.parametrize("delay_seconds", [pytest.param(0, marks=pytest.mark.long), 1])
 async def test_a_rolling_restart_loses_and_fails_nothing(
     tmp_path: Path, own_nats: NatsServer, delay_seconds: int
 ) -> None:

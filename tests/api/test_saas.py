@@ -17,10 +17,8 @@ import pytest
 from kgents_api.model.saas import MAX_INSTANCES, Heartbeats, State, overall
 from kgents_common import keyring
 from kgents_common.errors import PermanentError
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
-
-from .conftest import apply_streams
 
 WORKERS = ("metering", "billing", "backup")
 
@@ -121,7 +119,7 @@ def test_the_whole_is_down_only_without_what_is_needed() -> None:
 @pytest.fixture
 def door(tmp_path: Path, own_nats: NatsServer) -> Iterator[ServiceProcess]:
     """A door that expects beats every 0.5 s."""
-    apply_streams(own_nats)
+    apply_streams(own_nats.url)
     _, record = keyring.mint("acme")
     keyring.write(tmp_path / "keys.json", [record])
     environment = {

@@ -15,9 +15,9 @@ import nats
 import pytest
 
 from kgents_common import keyring, subjects
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 
-from .conftest import apply_streams, encoded, serving
+from .conftest import encoded, serving
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Visited:
 
 @pytest.fixture
 def visited(tmp_path: Path, nats_server: NatsServer, own_valkey: Any) -> Iterator[Visited]:
-    apply_streams(nats_server)
+    apply_streams(nats_server.url)
     minted = {
         "acme": keyring.mint("acme"),
         "globex": keyring.mint("globex"),

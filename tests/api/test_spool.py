@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 
-from .conftest import apply_streams, encoded
+from .conftest import encoded
 from .outage import Load, check, held, metric
 
 ONE = {"content-type": "application/cloudevents+json"}
@@ -40,7 +40,7 @@ class Spooling:
 
 @contextmanager
 def door(directory: Path, nats: NatsServer, **environment: str) -> Iterator[Spooling]:
-    apply_streams(nats)
+    apply_streams(nats.url)
     key, record = keyring.mint("acme")
     keyring.write(directory / "keys.json", [record])
     told = {

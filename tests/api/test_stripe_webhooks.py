@@ -16,10 +16,8 @@ import pytest
 from stripe import WebhookSignature
 
 from kgents_common import keyring
-from kgents_devstack.servers import NatsServer
+from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
-
-from .conftest import apply_streams
 
 SECRET = "whsec_0123456789abcdef"
 PLANTED = "jane.planted@example.com"
@@ -94,7 +92,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookDoor]:
     secrets = directory / "secrets"
     secrets.write_text(f"# endpoint one\nmain:{SECRET}\n")
     with NatsServer(directory / "nats") as server:
-        apply_streams(server)
+        apply_streams(server.url)
         environment = {
             "NATS_SERVERS": server.url,
             "KGENTS_KEYRING_FILE": str(directory / "keys.json"),
@@ -222,7 +220,11 @@ def test_only_failures_are_limited(door: WebhookDoor) -> None:
 
 
 def test_neither_bodies_nor_secrets_are_logged_or_measured(door: WebhookDoor) -> None:
-    """Rule: nothing personal and no secret in any log line or metric."""
+    """Rule: nothing personal and no secret in any log line or metric, of what is taken and what is refused."""
+    body = body_of()
+    assert PLANTED in body.decode()
+    assert door.post(body).status_code == 200
+    assert door.post(body, "t=1,v1=" + "0" * 64).status_code in (400, 429)
     text = door.service.log_path.read_text() + door.client.get("/metrics").text
     for planted in (PLANTED, SECRET, SECRET.removeprefix("whsec_"), "fedcba9876543210"):
         assert planted not in text
@@ -237,7 +239,7 @@ def test_the_contract_names_the_door(door: WebhookDoor) -> None:
 def test_without_nats_it_is_503_and_the_retry_is_stored_once(tmp_path: Path, own_nats: NatsServer) -> None:
     """Rule: 200 means durable; not durable is 503 with Retry-After, and Stripe's retry mends it."""
     keyring.write(tmp_path / "keys.json", [keyring.mint("acme")[1]])
-    apply_streams(own_nats)
+    apply_streams(own_nats.url)
     environment = {
         "NATS_SERVERS": own_nats.url,
         "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json"),

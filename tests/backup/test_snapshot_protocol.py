@@ -84,7 +84,7 @@ async def test_a_stream_that_does_not_exist_is_refused(each_client: VerbatimClie
 async def test_a_reader_that_takes_nothing_gets_the_servers_error(each_client: VerbatimClient) -> None:
     """Rule: a copy that stopped is an error, never a short copy."""
     await make_stream(each_client)
-    await fill(each_client, 20_000, size=1000)
+    await fill(each_client, 400, size=50_000)
     async with snapshot(each_client, STREAM, chunk_bytes=64 * 1024) as source:
         chunks = source.chunks()
         await anext(chunks)
@@ -143,7 +143,7 @@ async def test_a_copy_cut_in_a_frame_is_not_taken_for_whole() -> None:
 async def test_the_pause_before_an_acknowledgement_holds_the_server_back(each_client: VerbatimClient) -> None:
     """Rule: unacknowledged chunks are at most a window (8 MiB), so memory is bounded."""
     await make_stream(each_client)
-    await fill(each_client, 20_000, size=1000)
+    await fill(each_client, 400, size=50_000)
     inbox = each_client.new_inbox()
     subscription = await each_client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
     await each_client.request(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -97,3 +100,16 @@ async def test_message_ttl_is_asked_for_only_where_it_exists(client: Client) -> 
     await streams.ensure(client, streams=SMALL)
     config = (await streams.request(client, "STREAM.INFO.EVENTS"))["config"]
     assert config.get("allow_msg_ttl", False) == (streams.server_version(client) >= (2, 11))
+
+
+def test_the_deployments_command_plans_and_applies(own_nats: NatsServer) -> None:
+    """Rule: one owner applies the streams; a plan changes nothing."""
+
+    def command(name: str) -> str:
+        told = {**os.environ, "NATS_SERVERS": own_nats.url}
+        arguments = [sys.executable, "-m", "kgents_common.streams", name, "--max-bytes", str(64 * 1024**2)]
+        return subprocess.run(arguments, env=told, check=True, capture_output=True, text=True).stdout
+
+    for name in ("plan", "apply"):
+        assert "create" in command(name)
+    assert "create" not in command("plan")

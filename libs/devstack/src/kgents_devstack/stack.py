@@ -16,7 +16,7 @@ from typing import Self
 
 from kgents_common import keyring
 from kgents_devstack.openmeter import OpenMeterStandIn
-from kgents_devstack.servers import NatsServer, PostgresServer, StartError, ValkeyServer
+from kgents_devstack.servers import NatsServer, PostgresServer, ValkeyServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 
 STREAM_BYTES = 2 * 1024**3
@@ -119,15 +119,7 @@ class Stack:
 
     def apply_streams(self) -> None:
         """Bring the streams to their specification, as the deployment does."""
-        made = subprocess.run(
-            [sys.executable, "-m", "kgents_common.streams", "apply", "--max-bytes", str(STREAM_BYTES)],
-            env={**os.environ, "NATS_SERVERS": self.nats.url},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if made.returncode != 0:
-            raise StartError(f"the streams could not be applied: {made.stdout}{made.stderr}")
+        apply_streams(self.nats.url, max_bytes=STREAM_BYTES)
 
     def _start_postgres(self, starting: ExitStack) -> None:
         attached = os.environ.get("DATABASE_URL")
