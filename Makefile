@@ -5,8 +5,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.synced
 export UV_PROJECT_ENVIRONMENT := .venv
-# Tests mostly wait for servers: three at a time on two cores, each worker with servers of its own.
-PARALLEL := -n 3 --dist worksteal
+# Tests mostly wait for servers: four at a time on two cores, each worker with servers of its own.
+PARALLEL := -n 4 --dist worksteal
 unexport VIRTUAL_ENV PYTHONPATH
 
 .DEFAULT_GOAL := help

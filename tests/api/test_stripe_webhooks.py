@@ -220,7 +220,7 @@ def test_only_failures_are_limited(door: WebhookDoor) -> None:
 
 
 def test_neither_bodies_nor_secrets_are_logged_or_measured(door: WebhookDoor) -> None:
-    """Rule: nothing personal and no secret in any log line or metric, of what is taken and what is refused."""
+    """Rule: nothing personal and no secret in a log line or metric, of what is taken and what is refused."""
     body = body_of()
     assert PLANTED in body.decode()
     assert door.post(body).status_code == 200

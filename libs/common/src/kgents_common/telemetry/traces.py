@@ -10,7 +10,6 @@ from collections.abc import Mapping, MutableMapping
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
@@ -43,7 +42,7 @@ class Tracing:
             self._provider = TracerProvider(resource=resource)
             # Few at a time: the event loop stands still while a thread encodes them.
             self._provider.add_span_processor(
-                BatchSpanProcessor(exporter or OTLPSpanExporter(), schedule_delay_millis=200)
+                BatchSpanProcessor(exporter or _otlp(), schedule_delay_millis=200)
             )
         self.tracer: Tracer = self._provider.get_tracer(f"kgents_{service}")
 
@@ -51,6 +50,13 @@ class Tracing:
         """Flush what is buffered, within five seconds; blocks, so call it off the event loop."""
         self._provider.force_flush(5000)
         self._provider.shutdown()
+
+
+def _otlp() -> SpanExporter:
+    # A tenth of a service's start and several MiB, which a process that exports nothing does without.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()
 
 
 def context_from_headers(headers: Mapping[str, str] | None) -> Context:

@@ -1,4 +1,4 @@
-"""The two streams on a server of ours, as `python -m kgents_common.streams apply` makes them, in this process."""
+"""The two streams on a server of ours, as `kgents_common.streams apply` makes them, but in this process."""
 
 from __future__ import annotations
 
