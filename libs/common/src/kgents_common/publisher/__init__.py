@@ -16,12 +16,14 @@ from kgents_common.publisher.pipeline import (
 )
 from kgents_common.publisher.spool import Spool, Spooled, SpoolFullError
 from kgents_common.publisher.spooling import PublishesAll, SpoolingPublisher
-from kgents_common.publisher.stored import stored_ids
+from kgents_common.publisher.stored import CLOCK_SKEW, SURELY_REMEMBERED, stored_ids
 
 __all__ = [
+    "CLOCK_SKEW",
     "EXPECTED_LAST_SUBJECT_SEQUENCE",
     "MAX_HEADER_BYTES",
     "MESSAGE_ID",
+    "SURELY_REMEMBERED",
     "Ack",
     "AgentPublisher",
     "AlreadyThereError",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 import structlog
@@ -23,17 +23,13 @@ from kgents_common.errors import KgentsError, PermanentError, TransientError
 from kgents_common.publisher.pipeline import Ack, Message, Publisher
 from kgents_common.publisher.spool import Spool, Spooled
 from kgents_common.publisher.spool_file import Kept, Waiting
-from kgents_common.publisher.stored import stored_ids
+from kgents_common.publisher.stored import CLOCK_SKEW, SURELY_REMEMBERED, stored_ids
 
 # Moved in one go: so many messages, and no more once they are so large.
 BATCH = 200
 BATCH_BYTES = 4 * 1024 * 1024
 # Between two attempts while the stream does not take what waits.
 RETRY_SECONDS = 0.2
-# JetStream recognises an id for two minutes; half of that leaves room for clocks and for the publish itself.
-SURE = timedelta(minutes=1)
-# How much earlier than we sent it a message may seem to be stored, the two machines' clocks differing.
-SKEW = timedelta(minutes=1)
 
 Outcome = Ack | Spooled | KgentsError
 
@@ -193,16 +189,20 @@ class SpoolingPublisher:
 
     async def _already_stored(self, waiting: Sequence[Waiting]) -> dict[str, int]:
         """Those the stream holds of the messages that were sent longer ago than it is sure to remember."""
-        now = self._clock.now()
-        old = [kept for kept in waiting if kept.sent_at is not None and now - kept.sent_at > SURE]
-        if not old:
+        surely = self._clock.now() - SURELY_REMEMBERED
+        sent_at = {
+            kept.message.message_id: kept.sent_at
+            for kept in waiting
+            if kept.sent_at is not None and kept.sent_at < surely
+        }
+        if not sent_at:
             return {}
         return await stored_ids(
             self._connection,
             stream=subjects.AGENTESE,
             subject="agentese.>",
-            since=min(kept.sent_at for kept in old if kept.sent_at is not None) - SKEW,
-            wanted=[kept.message.message_id for kept in old],
+            since=min(sent_at.values()) - CLOCK_SKEW,
+            wanted=sent_at,
         )
 
 

@@ -7,7 +7,7 @@ whether an older publish was stored looks here first, and sends only what is mis
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -17,6 +17,10 @@ from kgents_common.connection import Connection
 from kgents_common.errors import TransientError
 from kgents_common.publisher.pipeline import MESSAGE_ID
 
+# JetStream recognises an id for two minutes; half of that leaves room for clocks and for the publish itself.
+SURELY_REMEMBERED = timedelta(minutes=1)
+# How much earlier than we sent it a message may seem to be stored, the two machines' clocks differing.
+CLOCK_SKEW = timedelta(minutes=1)
 BATCH = 500
 FETCH_SECONDS = 5.0
 # The consumer goes by itself, should this process not live to delete it.

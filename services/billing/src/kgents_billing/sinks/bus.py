@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from kgents_billing.sinks.store import DeadLetter, Owed
 from kgents_common import streams, stripe_events, subjects
 from kgents_common.connection import Connection
 from kgents_common.delivery import header_text
 from kgents_common.errors import KgentsError
-from kgents_common.publisher import AlreadyThereError, Publisher, stored_ids
+from kgents_common.publisher import CLOCK_SKEW, SURELY_REMEMBERED, AlreadyThereError, Publisher, stored_ids
 from kgents_common.stripe_events import StripeEnvelope
-
-# JetStream recognises an id for two minutes; half of that leaves room for clocks and for the publish itself.
-SURE = timedelta(minutes=1)
-# How much earlier than its row a message may seem to be stored, the two servers' clocks differing.
-SKEW = timedelta(minutes=1)
 
 
 class Bus:
@@ -35,14 +30,14 @@ class Bus:
         Raises:
             TransientError: It could not be looked.
         """
-        old = [fact for fact in owed if fact.age_seconds > SURE.total_seconds()]
+        old = [fact for fact in owed if fact.age_seconds > SURELY_REMEMBERED.total_seconds()]
         there: dict[str, int] = {}
         if old:
             there = await stored_ids(
                 self._connection,
                 stream=subjects.EVENTS,
                 subject="events.billing.>",
-                since=min(fact.made_at for fact in old) - SKEW,
+                since=min(fact.made_at for fact in old) - CLOCK_SKEW,
                 wanted=[fact.key for fact in old],
             )
         missing = [fact for fact in owed if fact.key not in there]
