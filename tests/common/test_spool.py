@@ -28,7 +28,7 @@ from kgents_common.publisher import (
     SpoolFullError,
     SpoolingPublisher,
 )
-from kgents_common.publisher.spool_file import Kept, SpoolFile
+from kgents_common.publisher.spool_file import Kept, SpoolFile, Waiting
 from kgents_common.resilience import CircuitBreaker
 from kgents_devstack.servers import NatsServer
 
@@ -43,11 +43,15 @@ def message(name: str, body: bytes = b"{}") -> Message:
 
 @asynccontextmanager
 async def spooling(
-    connection: Connection, directory: Path, clock: Clock | None = None, max_bytes: int = 64 * MIB
+    connection: Connection,
+    directory: Path,
+    clock: Clock | None = None,
+    max_bytes: int = 64 * MIB,
+    spool_type: type[Spool] = Spool,
 ) -> AsyncIterator[SpoolingPublisher]:
     breaker = CircuitBreaker("nats", threshold=3, window=6, rest=timedelta(milliseconds=100))
     publisher = Publisher(connection, timeout=timedelta(seconds=1), breaker=breaker)
-    made = SpoolingPublisher(publisher, connection, Spool(directory, max_bytes), clock or SystemClock())
+    made = SpoolingPublisher(publisher, connection, spool_type(directory, max_bytes), clock or SystemClock())
     await publisher.start()
     await made.start()
     try:
@@ -149,6 +153,30 @@ async def test_what_the_stream_may_hold_is_looked_for_once_it_forgot_the_identit
     assert held[-1] == "unsent"
 
 
+async def test_the_replay_survives_whatever_goes_wrong_with_it(
+    nats_url: str, connect: Connect, tmp_path: Path
+) -> None:
+    """Rule: what waits never waits for ever in a process that looks alive."""
+
+    class Failing(Spool):
+        failures = 2
+
+        async def first(self, limit: int, max_bytes: int) -> list[Waiting]:
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("planted")
+            return await super().first(limit, max_bytes)
+
+    connection = await connect(nats_url)
+    await streams.ensure(connection.client, streams=SMALL)
+    left = SpoolFile(tmp_path / "spool")
+    left.append([[Kept(message("left"))]])
+    left.close()
+    async with spooling(connection, tmp_path / "spool", spool_type=Failing) as publisher:
+        await until(lambda: publisher.spool.depth == 0)
+    assert await stored(connection) == ["left"]
+
+
 async def test_a_full_spool_keeps_nothing_of_a_request(
     own_nats: NatsServer, connect: Connect, tmp_path: Path
 ) -> None:
@@ -191,7 +219,7 @@ def test_a_killed_process_has_lost_nothing_it_was_told_is_kept(tmp_path: Path) -
         import sys
         from pathlib import Path
         from kgents_common.publisher import Message
-        from kgents_common.publisher.spool_file import Kept, SpoolFile
+        from kgents_common.publisher.spool_file import Kept, SpoolFile, Waiting
         spool = SpoolFile(Path(sys.argv[1]))
         for n in range(1_000_000):
             spool.append([[Kept(Message("agentese.acme.t", b"{}", str(n), {}))]])
@@ -220,7 +248,7 @@ def test_a_disk_that_takes_no_more_is_said_and_harms_nothing_kept(tmp_path: Path
         from pathlib import Path
         from kgents_common.errors import NotDurableError
         from kgents_common.publisher import Message
-        from kgents_common.publisher.spool_file import Kept, SpoolFile
+        from kgents_common.publisher.spool_file import Kept, SpoolFile, Waiting
         spool = SpoolFile(Path(sys.argv[1]))
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
         kept = 0

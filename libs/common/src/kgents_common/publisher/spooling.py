@@ -145,14 +145,18 @@ class SpoolingPublisher:
             await self._spooling.wait()
             try:
                 is_taken = await self._move()
+                if is_taken and self.spool.depth == 0:
+                    await self._end()
+                    continue
             except KgentsError as error:
                 is_taken = False
                 _log.warning("spool.not_moved", error=str(error), waiting=self.spool.depth)
+            except Exception:  # whatever it was, what waits must not wait for ever
+                is_taken = False
+                _log.exception("spool.failed", waiting=self.spool.depth)
             if not is_taken:
                 self._make_room(None)
                 await asyncio.sleep(RETRY_SECONDS)
-            elif self.spool.depth == 0:
-                await self._end()
             elif self.spool.depth <= BATCH:
                 self._make_room(0)
             else:
