@@ -5,6 +5,8 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 STAMP := .venv/.synced
 export UV_PROJECT_ENVIRONMENT := .venv
+# uv brings certificates of its own; pip and this ask the machine's store, which knows a company's proxy.
+export UV_SYSTEM_CERTS ?= 1
 # Tests mostly wait for servers: four at a time on two cores, each worker with servers of its own.
 PARALLEL := -n 4 --dist worksteal
 unexport VIRTUAL_ENV PYTHONPATH

