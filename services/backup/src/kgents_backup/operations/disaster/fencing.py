@@ -1,0 +1,54 @@
+"""The fence of an old primary: its streams keep their messages and listen to nobody."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from kgents_backup.model import configurations
+from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region
+from kgents_backup.sources.stream import stream_info
+from kgents_common.errors import TransientError
+from kgents_common.streams import request
+
+_log = structlog.get_logger()
+
+
+async def fence(region: Region, stream: str) -> bool:
+    """Take the subjects from the primary's stream, so that a publisher gets an error; whether it is so.
+
+    The messages stay; `metadata` remembers the subjects.
+    """
+    try:
+        client = await region.primary()
+        info = await stream_info(client, stream)
+        if info is None or info.config.get("mirror"):
+            return True
+        if FENCED_SUBJECTS in (info.config.get("metadata") or {}):
+            return True
+        config = configurations.final(info.config, stream)
+        config["metadata"] = {
+            **(config.get("metadata") or {}),
+            FENCED_SUBJECTS: ",".join(info.config.get("subjects") or []),
+        }
+        config["subjects"] = [f"kgents.fenced.{stream}"]
+        await request(client, f"STREAM.UPDATE.{stream}", config, timeout_seconds=10)
+    except TransientError:
+        return False
+    _log.info("dr.fenced", stream=stream)
+    return True
+
+
+async def fence_when_back(region: Region, *, seconds: float) -> list[str]:
+    """Fence every stream of the primary as soon as it answers; the streams that are not fenced in time."""
+    left = list(region.streams)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while left:
+        left = [stream for stream in left if not await fence(region, stream)]
+        if left and loop.time() >= deadline:
+            break
+        if left:
+            await asyncio.sleep(0.2)
+    return left

@@ -1,0 +1,113 @@
+"""A plan carried out, in order."""
+
+from __future__ import annotations
+
+import secrets
+
+import structlog
+
+from kgents_backup.model import configurations
+from kgents_backup.model.faults import (
+    ProtocolError,
+    RefusedError,
+)
+from kgents_backup.model.ports import NoProgress, Progress
+from kgents_backup.operations.restoring.filling import replay_tail, restore_base, settled
+from kgents_backup.operations.restoring.opening import refuse_fenced_subjects, widen
+from kgents_backup.operations.restoring.preparing import Prepared
+from kgents_backup.operations.restoring.reporting import RestoreReport
+from kgents_backup.sinks.store import Vault
+from kgents_backup.sources.stream import StreamInfo, stream_info
+from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_common.clock import Clock
+from kgents_common.streams import request
+
+_log = structlog.get_logger()
+
+
+async def restore(
+    client: VerbatimClient,
+    vault: Vault,
+    prepared: Prepared,
+    *,
+    clock: Clock,
+    into: str | None = None,
+    replace: bool = False,
+    replicas: int | None = None,
+    subjects: list[str] | None = None,
+    progress: Progress | None = None,
+) -> RestoreReport:
+    """Carry a plan out.
+
+    Args:
+        into: Another stream name; its messages keep their subjects.
+        replace: Delete a stream of that name first.
+        replicas: Instead of the backed up stream's.
+        subjects: What the stream listens to afterwards, instead of what it did.
+
+    Raises:
+        RefusedError: There is such a stream, and replacing it was not asked for.
+        ProtocolError: The server did not take it.
+    """
+    progress = progress or NoProgress()
+    begun = clock.monotonic()
+    name = into or prepared.plan.stream
+    report = RestoreReport(prepared.plan.stream, name)
+    await _make_room(client, name, replace=replace)
+    prefix = configurations.fence_prefix(name, secrets.token_hex(4))
+    fenced = configurations.fenced(prepared.config, name, prefix, replicas=1)
+    position = await restore_base(client, vault, prepared, fenced, report, progress)
+    await replay_tail(client, vault, prepared.plan, name, prefix, position, report, progress)
+    final = configurations.final(prepared.config, name, replicas=replicas, subjects=subjects)
+    info = await settled(client, name)
+    _compare(info, report)
+    await refuse_fenced_subjects(client, name, prefix)
+    await widen(client, fenced, final["num_replicas"])
+    await request(client, f"STREAM.UPDATE.{name}", final, timeout_seconds=60)
+    report.last_sequence, report.messages = info.last_sequence, info.messages
+    report.consumers = await _consumers(client, name, prepared, report)
+    report.seconds = round(clock.monotonic() - begun, 3)
+    _log.info(
+        "restore.completed",
+        stream=name,
+        last_sequence=report.last_sequence,
+        physical=report.physical,
+        replayed=report.replayed,
+        seconds=report.seconds,
+    )
+    return report
+
+
+async def _make_room(client: VerbatimClient, name: str, *, replace: bool) -> None:
+    existing = await stream_info(client, name)
+    if existing is None:
+        return
+    if not replace:
+        raise RefusedError(
+            f"there is a stream {name} with {existing.messages} messages",
+            hint="add --replace to delete it first, or --into another name or server",
+        )
+    _log.warning("restore.stream_deleted", stream=name, messages=existing.messages)
+    await request(client, f"STREAM.DELETE.{name}", timeout_seconds=60)
+
+
+def _compare(info: StreamInfo, report: RestoreReport) -> None:
+    expected = report.physical + report.replayed
+    if info.messages != expected:
+        raise ProtocolError(f"the stream holds {info.messages} messages, not {expected}")
+
+
+async def _consumers(
+    client: VerbatimClient, name: str, prepared: Prepared, report: RestoreReport
+) -> list[tuple[str, int]]:
+    answer = await request(client, f"CONSUMER.LIST.{name}", {"offset": 0})
+    if report.replayed:
+        report.notes.append(
+            "consumers stand where they stood at the snapshot: what they handled after it comes to them"
+            " again, and their keys make that harmless"
+        )
+    if prepared.manifest is None:
+        report.notes.append(
+            "no snapshot was used: apply the streams' consumers again, they start from the first"
+        )
+    return [(c["name"], int(c["ack_floor"]["stream_seq"])) for c in answer.get("consumers") or []]
