@@ -1,7 +1,7 @@
-"""Retries and the circuit breaker; what counts as a failure is the caller's to say.
+"""The circuit breaker; what counts as a failure is the caller's to say, and how to wait is in `retry`.
 
-Retries are stamina's (tenacity inside). The breaker is ours: of the field's four, three let every waiting
-call through when half-open and one does not work on asyncio (see the decision record on the breaker).
+It is ours: of the field's four, three let every waiting call through when half-open and one does not work
+on asyncio (see the decision record on the breaker).
 """
 
 from __future__ import annotations

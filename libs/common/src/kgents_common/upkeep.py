@@ -6,10 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import structlog
 
 from kgents_common.errors import KgentsError
+from kgents_common.retry import Patience
+
+LEAST_WAIT = timedelta(seconds=0.2)
+LONGEST_WAIT = timedelta(seconds=30)
 
 _log = structlog.get_logger()
 
@@ -50,12 +55,16 @@ class Upkeep:
 
 
 async def _repeat(one: Round) -> None:
+    rest = max(timedelta(seconds=one.every_seconds), LEAST_WAIT)
+    patience = Patience(f"upkeep.{one.name}", first=rest, longest=max(rest, LONGEST_WAIT))
     while True:
-        has_more = False
         try:
             has_more = await one.work()
         except KgentsError as error:
-            _log.warning("upkeep.postponed", round=one.name, error=str(error))
-        except Exception:  # the loop outlives what it does not know
+            await patience.wait(error)
+        except Exception as error:  # the loop outlives what it does not know
             _log.exception("upkeep.failed", round=one.name)
-        await asyncio.sleep(0 if has_more else one.every_seconds)
+            await patience.wait(error)
+        else:
+            patience.progressed()
+            await asyncio.sleep(0 if has_more else one.every_seconds)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
@@ -24,12 +24,14 @@ from kgents_common.publisher.pipeline import Ack, Message, Publisher
 from kgents_common.publisher.spool import Spool, Spooled
 from kgents_common.publisher.spool_file import Kept, Waiting
 from kgents_common.publisher.stored import CLOCK_SKEW, SURELY_REMEMBERED, stored_ids
+from kgents_common.retry import Patience
 
 # Moved in one go: so many messages, and no more once they are so large.
 BATCH = 200
 BATCH_BYTES = 4 * 1024 * 1024
-# Between two attempts while the stream does not take what waits.
-RETRY_SECONDS = 0.2
+# Between two looks at whether the stream can take what waits.
+LOOK_SECONDS = 0.2
+LONGEST_WAIT = timedelta(seconds=2)
 
 Outcome = Ack | Spooled | KgentsError
 
@@ -68,6 +70,7 @@ class SpoolingPublisher:
         self.spool = spool
         self._clock = clock
         self._on_replayed = on_replayed
+        self._patience = Patience("spool.replay", longest=LONGEST_WAIT)
         self._spooling = asyncio.Event()
         # How many messages may still come before the next batch is moved; None for any number.
         self._room: int | None = None
@@ -148,15 +151,16 @@ class SpoolingPublisher:
                 if is_taken and self.spool.depth == 0:
                     await self._end()
                     continue
-            except KgentsError as error:
-                is_taken = False
-                _log.warning("spool.not_moved", error=str(error), waiting=self.spool.depth)
-            except Exception:  # whatever it was, what waits must not wait for ever
-                is_taken = False
-                _log.exception("spool.failed", waiting=self.spool.depth)
-            if not is_taken:
+            except Exception as error:  # whatever it was, what waits must not wait for ever
+                if not isinstance(error, KgentsError):
+                    _log.exception("spool.failed", waiting=self.spool.depth)
                 self._make_room(None)
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._patience.wait(error)
+                continue
+            self._patience.progressed()
+            if not is_taken:  # NATS is away, or took only some: its circuit knows for how long
+                self._make_room(None)
+                await asyncio.sleep(LOOK_SECONDS)
             elif self.spool.depth <= BATCH:
                 self._make_room(0)
             else:

@@ -15,13 +15,16 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kgents_common.retry import TALLY
+
 
 def new_registry() -> CollectorRegistry:
-    """A registry with the process's own figures (memory, CPU, descriptors, garbage collection)."""
+    """A registry with the process's own figures (memory, CPU, descriptors, garbage collection, waits)."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    registry.register(TALLY)
     return registry
 
 

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 from collections import deque
+from datetime import timedelta
 
 import structlog
 from nats.aio.msg import Msg
@@ -23,6 +24,7 @@ from kgents_api.model.live import Bounds, Frame, PositionLostError, frame
 from kgents_common import subjects
 from kgents_common.connection import Connection
 from kgents_common.errors import KgentsError, TransientError
+from kgents_common.retry import Patience
 from kgents_common.streams import JetStreamApiError, request
 
 BATCH_EVENTS = 128
@@ -33,7 +35,8 @@ IDLE_HEARTBEAT_SECONDS = 5
 SILENCE_SECONDS = 2 * IDLE_HEARTBEAT_SECONDS + 1
 INACTIVE_SECONDS = 60
 LOOK_SECONDS = 1.0
-RETRY_SECONDS = 0.5
+FIRST_WAIT = timedelta(seconds=0.2)
+LONGEST_WAIT = timedelta(seconds=2)
 ANSWER_SECONDS = 3
 NO_MESSAGE = 404
 _NANO = 1_000_000_000
@@ -98,6 +101,7 @@ class OrderedReader:
         self._filter = f"agentese.{tenant}.>"
         self._created: str | None = None
         self._consumer: _Consumer | None = None
+        self._patience = Patience("api.live", first=FIRST_WAIT, longest=LONGEST_WAIT)
 
     async def next(self) -> list[Frame]:
         """See `EventReader.next`."""
@@ -113,9 +117,9 @@ class OrderedReader:
                 if isinstance(error, PositionLostError):
                     raise
                 await self.close()
-                _log.debug("live.not_reading", error=type(error).__name__)
-                await asyncio.sleep(RETRY_SECONDS)
+                await self._patience.wait(error)
             else:
+                self._patience.progressed()
                 if frames:
                     return frames
 

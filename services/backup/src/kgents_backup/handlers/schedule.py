@@ -16,11 +16,14 @@ from kgents_backup.operations.daily import DailyRun
 from kgents_backup.sinks.store import Lease
 from kgents_common.clock import Clock
 from kgents_common.errors import KgentsError
+from kgents_common.retry import Patience
 
 # A run that was missed (the service was down at 02:00) is made up for once the newest snapshot is this old.
 OVERDUE = timedelta(hours=25)
 RETRY = timedelta(minutes=10)
 STANDBY_SECONDS = 10.0
+FIRST_WAIT = timedelta(seconds=2)
+LONGEST_WAIT = timedelta(seconds=10)
 
 _log = structlog.get_logger()
 
@@ -31,6 +34,7 @@ class Loop:
     def __init__(self, name: str, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._name = name
         self._body = body
+        self._patience = Patience(f"backup.{name}", first=FIRST_WAIT, longest=LONGEST_WAIT)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -46,10 +50,13 @@ class Loop:
             try:
                 await self._body()
             except KgentsError as error:
-                _log.warning("loop.interrupted", loop=self._name, error=str(error))
-            except Exception:
+                await self._patience.wait(error)
+            except Exception as error:
                 _log.exception("loop.failed", loop=self._name)
-            await asyncio.sleep(STANDBY_SECONDS)
+                await self._patience.wait(error)
+            else:
+                self._patience.progressed()
+                await asyncio.sleep(STANDBY_SECONDS)
 
 
 async def archive(archiver: Archiver, lease: Lease) -> None:

@@ -26,6 +26,10 @@ from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import KgentsError, PermanentError
+from kgents_common.retry import Patience
+
+# The archive's lag is what a disaster costs: it waits no longer than a segment does.
+LONGEST_WAIT = timedelta(seconds=5)
 
 _log = structlog.get_logger()
 
@@ -36,7 +40,7 @@ class ArchivePolicy:
 
     every: timedelta = timedelta(seconds=5)
     segment_bytes: int = 4 * 1024 * 1024
-    retry: timedelta = timedelta(seconds=1)
+    retry: timedelta = timedelta(seconds=0.5)
 
 
 @dataclass(slots=True)
@@ -88,6 +92,7 @@ class Archiver:
         self._check = check
         self._on_segment = on_segment
         self._crash = crash or CrashPoints(None)
+        self._waiting = Patience("backup.archiver", first=self._policy.retry, longest=LONGEST_WAIT)
         self._reader: MessageReader | None = None
         self._held: list[Message] = []
         self._held_bytes = 0
@@ -106,9 +111,10 @@ class Archiver:
                 await self.step()
             except KgentsError as error:
                 self._check()
-                _log.warning("archive.interrupted", stream=self._stream, error=str(error))
                 self._forget()
-                await asyncio.sleep(self._policy.retry.total_seconds())
+                await self._waiting.wait(error)
+            else:
+                self._waiting.progressed()
 
     async def step(self) -> None:
         """Read what there is, for at most a second, and store a segment where one is due.

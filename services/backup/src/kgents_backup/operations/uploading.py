@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 
@@ -12,6 +13,7 @@ from kgents_backup.model.faults import StoreError
 from kgents_backup.model.keys import MANIFEST, VERIFIED, SegmentName
 from kgents_backup.model.ports import Entry, NoProgress, Progress, Store
 from kgents_common.crash import CrashPoints
+from kgents_common.retry import Patience
 
 PREFIXES = ("lines/", "segments/", "snapshots/", "databases/")
 
@@ -75,12 +77,14 @@ class SegmentUploader:
         offsite: Store,
         *,
         on_upload: Callable[[], None] = lambda: None,
-        retry_seconds: float = 5,
+        longest_wait_seconds: float = 15,
     ) -> None:
         self._local = local
         self._offsite = offsite
         self._on_upload = on_upload
-        self._retry = retry_seconds
+        self._patience = Patience(
+            "backup.upload", first=timedelta(seconds=1), longest=timedelta(seconds=longest_wait_seconds)
+        )
         self._wanted = asyncio.Event()
         self._queue: dict[str, None] = {}
         self.last_error: str = ""
@@ -113,12 +117,12 @@ class SegmentUploader:
                         _log.info("upload.pruned_meanwhile", key=key)
                     self._queue.pop(key, None)
                 self.last_error = ""
+                self._patience.progressed()
                 self._wanted.clear()
                 await self._wanted.wait()
             except StoreError as error:
                 self.last_error = str(error)
-                _log.warning("upload.failed", error=str(error), waiting=len(self._queue))
-                await asyncio.sleep(self._retry)
+                await self._patience.wait(error)
 
 
 def superseded(files: LineFiles) -> list[SegmentName]:

@@ -10,10 +10,10 @@ import structlog
 
 from kgents_billing.metrics import Metrics
 from kgents_billing.sinks.store import Outbox, Owed
-from kgents_common.errors import KgentsError
+from kgents_common.errors import KgentsError, TransientError
+from kgents_common.retry import Patience
 
 IDLE_SECONDS = 1.0
-RETRY_SECONDS = 1.0
 
 _log = structlog.get_logger()
 
@@ -32,6 +32,7 @@ class Teller:
         self._outbox = outbox
         self._bus = bus
         self._metrics = metrics
+        self._patience = Patience("billing.teller")
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -55,14 +56,15 @@ class Teller:
             self._wake.clear()
             try:
                 is_idle = await self._round()
-                wait = IDLE_SECONDS if is_idle else 0.0
             except KgentsError as error:
-                _log.warning("teller.postponed", error=str(error))
-                wait = RETRY_SECONDS
-                self._wake.clear()
-            except Exception:  # the loop outlives what it does not know
+                await self._patience.wait(error)
+                continue
+            except Exception as error:  # the loop outlives what it does not know
                 _log.exception("teller.failed")
-                wait = RETRY_SECONDS
+                await self._patience.wait(error)
+                continue
+            self._patience.progressed()
+            wait = IDLE_SECONDS if is_idle else 0.0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -79,6 +81,5 @@ class Teller:
 
         taken, stored = await self._outbox.drain(publish)
         if stored < taken:
-            _log.warning("teller.not_stored", facts=taken - stored)
-            await asyncio.sleep(RETRY_SECONDS)
+            raise TransientError(f"the bus did not store {taken - stored} facts")
         return taken == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -19,6 +18,7 @@ from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
 from kgents_common.resilience import CircuitBreaker, CircuitOpenError, CircuitState
+from kgents_common.retry import Patience
 from kgents_common.telemetry import context_from_headers, inject_headers, link_from_headers
 from kgents_common.telemetry.traces import MAX_LINKS
 from kgents_metering.metrics import Metrics
@@ -92,7 +92,7 @@ class Deliverer:
         self._wake = asyncio.Event()
         self._busy: set[int] = set()
         self._paused_until = 0.0
-        self._roll = random.Random()
+        self._patience = Patience("metering.deliver")
         self._loop: asyncio.Task[None] | None = None
         self.breaker = CircuitBreaker(
             "openmeter",
@@ -135,9 +135,13 @@ class Deliverer:
                         # The lock is the session's: closed, it is free for the next.
                         await connection.close()
             except TransientError as error:
-                _log.warning("deliver.interrupted", error=str(error))
-            except Exception:  # nothing may end this loop: what is owed stays owed
+                await self._patience.wait(error)
+                continue
+            except Exception as error:  # nothing may end this loop: what is owed stays owed
                 _log.exception("deliver.failed")
+                await self._patience.wait(error)
+                continue
+            self._patience.progressed()
             await asyncio.sleep(LEAD_SECONDS)
 
     async def _lead(self, connection: AsyncConnection) -> None:
@@ -251,7 +255,7 @@ class Deliverer:
             )
             await self._outbox.put_off(batch, PAUSE, answer.status, answer.detail)
         else:
-            wait = backoff(max(event.attempts for event in batch), answer, self._roll)
+            wait = backoff(max(event.attempts for event in batch), answer)
             _log.warning(
                 "deliver.put_off",
                 status=answer.status,

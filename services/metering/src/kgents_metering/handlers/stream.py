@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import psycopg
@@ -18,6 +18,7 @@ from kgents_common import delivery
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
+from kgents_common.retry import Patience
 from kgents_common.telemetry import context_from_headers, link_from_headers
 from kgents_common.telemetry.traces import MAX_LINKS
 from kgents_metering.metrics import Metrics
@@ -28,8 +29,6 @@ from kgents_metering.sinks.ledger.apply import Outcome
 # commit in either order, as those of two processes do; keys decide what counts.
 WORKERS = 2
 WAITING_BATCHES = 1
-FIRST_RETRY_SECONDS = 0.2
-LONGEST_RETRY_SECONDS = 10.0
 
 _log = structlog.get_logger()
 
@@ -73,6 +72,7 @@ class Applier:
         self._crash_points = crash_points
         self._classify = classify
         self._on_applied = on_applied
+        self._patience = Patience("metering.apply", on=TransientError)
         self._queue: asyncio.Queue[list[Msg]] = asyncio.Queue(WAITING_BATCHES)
         self._workers: list[asyncio.Task[None]] = []
         self._is_stopping = False
@@ -126,17 +126,12 @@ class Applier:
 
     async def _persist(self, events: Sequence[Event], dead: Sequence[Dead]) -> Outcome:
         """Until it is committed: Postgres being away is waited out, one bad event is found and set aside."""
-        wait = FIRST_RETRY_SECONDS
-        while True:
-            try:
-                return await self._ledger.apply(events, dead)
-            except TransientError as error:
-                self._metrics.apply_retries.inc()
-                _log.warning("apply.postponed", error=str(error), wait_seconds=round(wait, 2))
-                await asyncio.sleep(wait * random.uniform(0.5, 1))
-                wait = min(wait * 2, LONGEST_RETRY_SECONDS)
-            except psycopg.Error as error:
-                return await self._narrow(events, dead, error)
+        try:
+            return await self._patience.until_done(
+                partial(self._ledger.apply, events, dead), before_wait=self._metrics.apply_retries.inc
+            )
+        except psycopg.Error as error:
+            return await self._narrow(events, dead, error)
 
     async def _narrow(self, events: Sequence[Event], dead: Sequence[Dead], error: psycopg.Error) -> Outcome:
         """Apply the halves of a batch that cannot be stored whole; the one to blame becomes a dead letter."""

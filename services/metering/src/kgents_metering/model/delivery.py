@@ -5,19 +5,19 @@ The table is that of the design's delivery rules: every answer has exactly one r
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
+from kgents_common.retry import Backoff
 from kgents_metering.model.wire import Owed
 
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 900_000
-FIRST_BACKOFF = timedelta(seconds=0.5)
 LONGEST_BACKOFF = timedelta(seconds=15)
+BACKOFF = Backoff(timedelta(seconds=0.5), LONGEST_BACKOFF)
 PAUSE = timedelta(seconds=15)
 # Past the target's deduplication window a repeated event counts twice; we stop relying on it a day early.
 DEDUPE_MARGIN = timedelta(days=1)
@@ -60,10 +60,9 @@ def is_away(answer: Answer) -> bool:
     return answer.status == 0 or answer.status >= 500 or answer.status == 408
 
 
-def backoff(attempts: int, answer: Answer, roll: random.Random) -> timedelta:
+def backoff(attempts: int, answer: Answer) -> timedelta:
     """How long to leave a batch alone: full jitter under a doubling cap, never less than Retry-After."""
-    cap = min(LONGEST_BACKOFF, FIRST_BACKOFF * (1 << min(attempts, 12)))
-    wait = cap * roll.uniform(0.1, 1)
+    wait = BACKOFF.wait(attempts + 1)
     return max(wait, answer.retry_after) if answer.retry_after is not None else wait
 
 
