@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
@@ -15,9 +16,12 @@ from kgents_api.handlers.instrument import Instrument
 from kgents_api.metrics import Metrics
 from kgents_api.model.failures import MAX_ADDRESSES, FailureCounts
 from kgents_api.model.rate_limit import MAX_ACCOUNTS, Bucket, Quota, RateLimiter
+from kgents_api.model.recent import RecentEvents
 from kgents_api.sinks.rate_buckets import MAX_STORES, RedisBuckets
 from kgents_api.sinks.shared_redis import SharedRedis
+from kgents_common import envelope
 from kgents_common.clock import ManualClock
+from kgents_common.envelope import Envelope
 from kgents_common.errors import TransientError
 from kgents_common.keyring import KeyRecord
 
@@ -157,3 +161,20 @@ async def test_a_refused_tenant_is_not_forgotten_for_newcomers() -> None:
     assert limiter.refusal("refused") is not None
     clock.advance(timedelta(seconds=61))
     assert limiter.refusal("refused") is None
+
+
+def test_what_was_stored_lately_is_remembered_within_its_bytes() -> None:
+    """Rule: the door's memory of events is bounded in bytes, and the last ones are what it holds."""
+    recent = RecentEvents(max_bytes=100 * KIB)
+
+    def event(number: int, tokens: int = 1) -> Envelope:
+        data = {"tokens": tokens, "pad": "x" * (number % 7) * 100}
+        body = {"specversion": "1.0", "id": f"e{number}", "source": "s", "type": "t", "data": data}
+        return envelope.read(msgspec.json.encode(body), tenant="acme", now=datetime(2026, 11, 25, tzinfo=UTC))
+
+    for number in range(10_000):
+        assert not recent.contradicts(event(number), number)
+    assert recent.held_bytes <= 100 * KIB
+    assert recent.contradicts(event(9_999, tokens=2), 20_000)
+    assert not recent.contradicts(event(9_999), 20_001)
+    assert not recent.contradicts(event(0, tokens=2), 20_002), "forgotten long ago: the ledger tells"

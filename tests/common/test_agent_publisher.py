@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import nats
 import pytest
 
 from kgents_common import envelope, streams
 from kgents_common.connection import Connection
 from kgents_common.errors import EnvelopeError, TransientError
-from kgents_common.publisher import Ack, AgentPublisher, Event, Spooled
+from kgents_common.publisher import Ack, AgentPublisher, Event, Message, Spooled
+from kgents_common.publisher.spool_file import Kept, SpoolFile
 from kgents_devstack.servers import NatsServer
 
 Connect = Callable[..., Awaitable[Connection]]
@@ -44,7 +47,7 @@ async def test_it_publishes_what_the_door_would(nats_url: str, connect: Connect)
     subject, headers, event = await last(connection)
     assert subject == "agentese.acme.llm.tokens"
     assert headers["content-type"] == envelope.STRUCTURED
-    assert headers["Nats-Msg-Id"] == envelope.identity("acme", "agents/a1", "e1").hex()
+    assert headers["Nats-Msg-Id"] != envelope.identity("acme", "agents/a1", "e1").hex()
     read = envelope.read(json.dumps(event).encode(), tenant="acme", now=datetime.now(UTC))
     # Stamped, not said by the agent: the same event published again is a duplicate and no conflict.
     assert read.time_is_received
@@ -84,6 +87,38 @@ async def test_without_nats_it_raises_or_spools(tmp_path: Path, own_nats: NatsSe
         info = await agent._connection.jetstream().stream_info("AGENTESE")
     assert isinstance(word, Ack | Spooled)
     assert info.state.messages == 2
+
+
+async def test_a_spool_needs_no_right_but_to_its_tenants_subjects(tmp_path: Path) -> None:
+    """Rule: an agent publishes its own tenant's subjects and hears its own inbox; it asks JetStream nothing,
+    also where it does not know whether an event of long ago is stored: the ledger counts it once."""
+    users = """authorization { users: [
+      {user: owner, password: of-this-test},
+      {user: acme, password: of-this-test,
+       permissions: {publish: "agentese.acme.>", subscribe: "_INBOX.>"}}]}"""
+    with NatsServer(tmp_path / "nats", extra=users) as server:
+        owner = await nats.connect(server.url, user="owner", password="of-this-test")
+        await streams.ensure(owner, streams=SMALL)
+        left = SpoolFile(tmp_path / "spool")
+        old = Message("agentese.acme.llm.tokens", b"{}", "left", {})
+        left.append([[Kept(old, sent_at=datetime.now(UTC) - timedelta(hours=1))]])
+        left.close()
+        async with AgentPublisher(
+            server.url,
+            tenant="acme",
+            source="agents/a1",
+            user="acme",
+            password="of-this-test",
+            spool=tmp_path / "spool",
+        ) as agent:
+            await agent.wait_until_connected()
+            async with asyncio.timeout(60):
+                while agent.waiting:
+                    await asyncio.sleep(0.05)
+            await agent.publish("llm.tokens", {"tokens": 1})
+        stored = (await owner.jetstream().stream_info("AGENTESE")).state.messages
+        await owner.close()
+    assert stored == 2
 
 
 async def test_the_documented_example_runs(nats_url: str, connect: Connect, tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from kgents_common.connection import Connection
 from kgents_common.errors import NotDurableError, PermanentError, TransientError
 from kgents_common.publisher import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
+    Ack,
     AlreadyThereError,
+    Message,
+    MessageIds,
     Publisher,
 )
 from kgents_common.resilience import CircuitBreaker, CircuitState
@@ -23,8 +26,8 @@ Connect = Callable[..., Awaitable[Connection]]
 SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
 
 
-async def test_messages_are_stored_once_under_their_identity(nats_url: str, connect: Connect) -> None:
-    """Rule: one identity runs end to end."""
+async def test_a_message_that_is_sent_again_is_stored_once(nats_url: str, connect: Connect) -> None:
+    """Rule: JetStream drops a true repeat."""
     connection = await connect(nats_url)
     await streams.ensure(connection.client, streams=SMALL)
     publisher = Publisher(connection)
@@ -32,9 +35,11 @@ async def test_messages_are_stored_once_under_their_identity(nats_url: str, conn
     event = envelope.read(
         b'{"specversion":"1.0","id":"1","source":"s","type":"t"}', tenant="acme", now=datetime.now(UTC)
     )
-    first = await publisher.publish_event(event)
-    again = await publisher.publish_event(event)
+    sent = Message.of(event, {}, MessageIds())
+    [first, again] = await publisher.publish_all([sent, sent])
     await publisher.stop()
+    assert isinstance(first, Ack)
+    assert isinstance(again, Ack)
     assert (first.duplicate, again.duplicate, again.seq) == (False, True, first.seq)
 
 

@@ -64,6 +64,7 @@ class Stack:
         self.redis_url = ""
         self.keys: dict[str, str] = {}
         self.webhook_secret = f"whsec_{secrets.token_hex(16)}"
+        self.message_id_secret = secrets.token_hex(16)
         self._services: dict[str, ServiceProcess] = {}
         self._started = ExitStack()
 
@@ -150,6 +151,7 @@ class Stack:
             "KGENTS_METERS_FILE": str(self.meters_file),
             "KGENTS_BACKUP_DIRECTORY": str(self.directory / "backups"),
             "STRIPE_WEBHOOK_SECRETS": self.webhook_secret,
+            "KGENTS_MESSAGE_ID_SECRET": self.message_id_secret,
         }
 
     def __enter__(self) -> Self:

@@ -38,7 +38,7 @@ from kgents_common.connection import Connection
 from kgents_common.health import Check, Health, Heartbeat, Status
 from kgents_common.keyring import Keyring
 from kgents_common.problems import problem
-from kgents_common.publisher import Publisher, Spool, SpoolingPublisher
+from kgents_common.publisher import MessageIds, Publisher, Spool, SpoolingPublisher
 from kgents_common.resilience import CircuitBreaker, CircuitState
 from kgents_common.telemetry import Tracing, new_registry
 
@@ -76,7 +76,9 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     )
     metrics.in_flight.set_function(lambda: publisher.in_flight)
     spooling = _spooling(settings, publisher, connection, metrics, clock)
-    sink = StreamSink(spooling or publisher, metrics)
+    secret = settings.message_id_secret
+    ids = MessageIds(secret.get_secret_value().encode() if secret else None)
+    sink = StreamSink(spooling or publisher, metrics, ids)
     limits = Limits(settings.max_event_bytes, settings.max_batch_bytes, settings.max_batch_events)
 
     document = Health("api", settings.instance)

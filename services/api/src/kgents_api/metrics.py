@@ -27,6 +27,11 @@ class Metrics:
         self.duplicates = Counter(
             "kgents_nats_duplicates_total", "Acknowledged events the stream already held", registry=registry
         )
+        self.conflicts = Counter(
+            "kgents_api_conflicts_total",
+            "Events whose receipt told of another one under the same identity",
+            registry=registry,
+        )
         self.publish_errors = Counter(
             "kgents_nats_publish_errors_total", "Events that could not be made durable", registry=registry
         )

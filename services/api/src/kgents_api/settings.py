@@ -32,6 +32,13 @@ class ApiSettings(ServiceSettings):
     )
     max_concurrency: int = Field(512, validation_alias="KGENTS_MAX_CONCURRENCY", gt=0)
     publish_timeout_seconds: float = Field(4, validation_alias="KGENTS_PUBLISH_TIMEOUT_SECONDS", gt=0)
+    message_id_secret: SecretStr | None = Field(
+        None,
+        validation_alias="KGENTS_MESSAGE_ID_SECRET",
+        min_length=16,
+        description="The same for all processes of the door, so that the stream drops what is sent again to"
+        " another one; None for a random one: the ledger then drops it",
+    )
     # On a disk of this process's own: two processes cannot share one.
     spool_directory: Path | None = Field(
         None,

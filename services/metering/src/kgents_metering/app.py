@@ -22,7 +22,8 @@ from kgents_common.publisher import Publisher
 from kgents_common.settings import process_id
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
-from kgents_metering.handlers import reads
+from kgents_metering.handlers import conflicts, reads
+from kgents_metering.handlers.authorization import tenant_by_key
 from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.mirror import mirror_round
 from kgents_metering.handlers.stream import Applier
@@ -32,6 +33,7 @@ from kgents_metering.model.meters import Meter
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger import meters as ledger_meters
 from kgents_metering.sinks.ledger.apply import Ledger
+from kgents_metering.sinks.ledger.conflicts import Conflicts
 from kgents_metering.sinks.ledger.dead_letters import DeadLetters
 from kgents_metering.sinks.ledger.gaps import gaps
 from kgents_metering.sinks.ledger.outbox import Outbox
@@ -125,6 +127,7 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
         routes=[
             *health.routes(document, registry),
             *reads.routes(UsageReads(pool), keyring, clock),
+            *conflicts.routes(Conflicts(pool), tenant_by_key(keyring)),
         ],
         exception_handlers=reads.EXCEPTION_HANDLERS,
     )

@@ -5,6 +5,7 @@
 """
 
 from kgents_common.publisher.agent import AgentPublisher, Event
+from kgents_common.publisher.message_id import MIN_SECRET_BYTES, MessageIds
 from kgents_common.publisher.pipeline import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     MAX_HEADER_BYTES,
@@ -23,12 +24,14 @@ __all__ = [
     "EXPECTED_LAST_SUBJECT_SEQUENCE",
     "MAX_HEADER_BYTES",
     "MESSAGE_ID",
+    "MIN_SECRET_BYTES",
     "SURELY_REMEMBERED",
     "Ack",
     "AgentPublisher",
     "AlreadyThereError",
     "Event",
     "Message",
+    "MessageIds",
     "Publisher",
     "PublishesAll",
     "Spool",

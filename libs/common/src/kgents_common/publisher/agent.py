@@ -20,6 +20,7 @@ from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.envelope import STRUCTURED, Envelope
 from kgents_common.errors import KgentsError
+from kgents_common.publisher.message_id import MessageIds
 from kgents_common.publisher.pipeline import Ack, Message, Publisher
 from kgents_common.publisher.spool import Spool, Spooled
 from kgents_common.publisher.spooling import Outcome, PublishesAll, SpoolingPublisher
@@ -90,8 +91,15 @@ class AgentPublisher:
         self._spooling = (
             None
             if spool is None
-            else SpoolingPublisher(self._publisher, self._connection, Spool(spool, spool_bytes), self._clock)
+            else SpoolingPublisher(
+                self._publisher,
+                self._connection,
+                Spool(spool, spool_bytes),
+                self._clock,
+                looks_up=False,  # that needs rights over the stream; the ledger counts a repeat once
+            )
         )
+        self._ids = MessageIds()
         self._outlet: PublishesAll = self._spooling or self._publisher
 
     @property
@@ -132,7 +140,10 @@ class AgentPublisher:
         headers = {"content-type": STRUCTURED}
         inject_headers(headers)
         return await self._outlet.publish_all(
-            [Message.of(self._enveloped(event, place=f"[{i}]."), headers) for i, event in enumerate(events)]
+            [
+                Message.of(self._enveloped(event, place=f"[{i}]."), headers, self._ids)
+                for i, event in enumerate(events)
+            ]
         )
 
     async def wait_until_connected(self) -> None:

@@ -21,6 +21,7 @@ from nats.errors import Error as NatsError
 from kgents_common.connection import Connection
 from kgents_common.envelope import Envelope
 from kgents_common.errors import KgentsError, NotDurableError, PermanentError, TransientError
+from kgents_common.publisher.message_id import MessageIds
 from kgents_common.resilience import CircuitBreaker
 
 MESSAGE_ID = "Nats-Msg-Id"
@@ -58,9 +59,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     headers: Mapping[str, str]
 
     @classmethod
-    def of(cls, event: Envelope, headers: Mapping[str, str]) -> Self:
-        """An event of AGENTESE under its identity."""
-        return cls(event.subject, event.body, event.key.hex(), headers)
+    def of(cls, event: Envelope, headers: Mapping[str, str], ids: MessageIds) -> Self:
+        """An event of AGENTESE under an id that only its publisher can make."""
+        return cls(event.subject, event.body, ids.of(event), headers)
 
 
 class _Reply(msgspec.Struct):
@@ -129,16 +130,6 @@ class Publisher:
         if self._subscription is not None:
             with contextlib.suppress(Exception):
                 await self._subscription.unsubscribe()
-
-    async def publish_event(self, envelope: Envelope, headers: Mapping[str, str] | None = None) -> Ack:
-        """Publish an event to AGENTESE under its identity.
-
-        Raises:
-            NotDurableError: As `publish`.
-        """
-        return await self.publish(
-            envelope.subject, envelope.body, message_id=envelope.key.hex(), headers=headers
-        )
 
     async def publish(
         self,

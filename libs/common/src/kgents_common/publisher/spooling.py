@@ -53,6 +53,9 @@ class SpoolingPublisher:
     Args:
         publisher: The way to the stream; started and stopped by whoever made it, around this one.
         spool: Started and stopped here.
+        looks_up: Whether what was sent longer ago than JetStream remembers is looked for in the stream before
+            it is sent again; that takes the right to make consumers on all of AGENTESE. Without, it may be
+            stored twice, and the ledger counts it once.
         on_replayed: Told how many messages of the spool the stream has taken.
     """
 
@@ -63,12 +66,14 @@ class SpoolingPublisher:
         spool: Spool,
         clock: Clock,
         *,
+        looks_up: bool = True,
         on_replayed: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._publisher = publisher
         self._connection = connection
         self.spool = spool
         self._clock = clock
+        self._looks_up = looks_up
         self._on_replayed = on_replayed
         self._patience = Patience("spool.replay", longest=LONGEST_WAIT)
         self._spooling = asyncio.Event()
@@ -203,7 +208,7 @@ class SpoolingPublisher:
             for kept in waiting
             if kept.sent_at is not None and kept.sent_at < surely
         }
-        if not sent_at:
+        if not sent_at or not self._looks_up:
             return {}
         return await stored_ids(
             self._connection,

@@ -19,12 +19,15 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         stored: `stream`, or `spool`: synced on the door's own disk, to be published when the stream takes it.
         duplicate: It was there already, as far as the place where it is stored remembers.
+        conflict: Another event came before under its source and id and says something else: this one is kept,
+            and will not count. Absent where the door does not know of one; the ledger does, always.
         stream: Where it is in the stream; absent for an event in the spool.
     """
 
     id: str
     source: str
     duplicate: bool
+    conflict: Literal[True] | UnsetType = UNSET
     stored: Literal["stream", "spool"] = "stream"
     stream: str | UnsetType = UNSET
     stream_sequence: int | UnsetType = UNSET

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from msgspec import UNSET
+
 from kgents_api.metrics import Metrics
 from kgents_api.model.receipts import Failure, PartlyStoredError, Receipt
+from kgents_api.model.recent import RecentEvents
 from kgents_common.envelope import STRUCTURED, Envelope
 from kgents_common.errors import PermanentError
-from kgents_common.publisher import Ack, Message, PublishesAll, Spooled
+from kgents_common.publisher import Ack, Message, MessageIds, PublishesAll, Spooled
 
 _CONTENT_TYPE = {"content-type": STRUCTURED}
 
@@ -16,26 +19,33 @@ _CONTENT_TYPE = {"content-type": STRUCTURED}
 class StreamSink:
     """Publishes all events of a request at once, and turns what becomes of each into a receipt."""
 
-    def __init__(self, publisher: PublishesAll, metrics: Metrics) -> None:
+    def __init__(self, publisher: PublishesAll, metrics: Metrics, ids: MessageIds) -> None:
         self._publisher = publisher
         self._metrics = metrics
+        self._ids = ids
+        self._recent = RecentEvents()
 
     async def publish(self, events: Sequence[Envelope], headers: Mapping[str, str]) -> list[Receipt]:
         """See `EventSink.publish`."""
         all_headers = {**_CONTENT_TYPE, **headers}
-        outcomes = await self._publisher.publish_all([Message.of(event, all_headers) for event in events])
+        outcomes = await self._publisher.publish_all(
+            [Message.of(event, all_headers, self._ids) for event in events]
+        )
         receipts: list[Receipt] = []
         failures: list[Failure] = []
-        stored = duplicates = 0
+        stored = duplicates = conflicts = 0
         for index, (event, outcome) in enumerate(zip(events, outcomes, strict=True)):
             if isinstance(outcome, Ack):
                 stored += 1
                 duplicates += outcome.duplicate
+                is_conflict = self._recent.contradicts(event, outcome.seq)
+                conflicts += is_conflict
                 receipts.append(
                     Receipt(
                         id=event.id,
                         source=event.source,
                         duplicate=outcome.duplicate,
+                        conflict=True if is_conflict else UNSET,
                         stream=outcome.stream,
                         stream_sequence=outcome.seq,
                     )
@@ -51,6 +61,8 @@ class StreamSink:
         self._metrics.published.inc(stored)
         if duplicates:
             self._metrics.duplicates.inc(duplicates)
+        if conflicts:
+            self._metrics.conflicts.inc(conflicts)
         if failures:
             self._metrics.publish_errors.inc(len(failures))
             raise PartlyStoredError(failures, len(events))

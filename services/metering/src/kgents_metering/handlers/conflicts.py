@@ -1,0 +1,96 @@
+"""`GET /v1/conflicts`: the caller's own events that contradict one that was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from kgents_common.errors import PermanentError
+from kgents_metering.sinks.ledger.conflicts import Conflict, Conflicts
+
+PATH = "/v1/conflicts"
+MAX_LISTED = 100
+MAX_ID = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictReads:
+    """The handlers.
+
+    Args:
+        tenant_of: Who asks; raises HTTPException where they may not.
+    """
+
+    conflicts: Conflicts
+    tenant_of: Callable[[Request], str]
+
+    async def find(self, request: Request) -> Response:
+        """Up to `limit` after the number `after`, in the order of finding; `next` where there may be more."""
+        tenant = self.tenant_of(request)
+        values = request.query_params
+        limit = _number(values.get("limit", str(MAX_LISTED)), "limit")
+        if not 1 <= limit <= MAX_LISTED:
+            raise HTTPException(400, f"limit: must be 1 to {MAX_LISTED}")
+        source = values.get("source")
+        if source is not None and not source.isprintable():
+            raise HTTPException(400, "source: must not contain control characters")
+        found = await self.conflicts.find(
+            tenant=tenant, source=source, after=_number(values.get("after", "0"), "after"), limit=limit
+        )
+        answer: dict[str, object] = {"conflicts": [_line(one) for one in found]}
+        if len(found) == limit:
+            answer["next"] = found[-1].id
+        return _json(answer)
+
+    async def get(self, request: Request) -> Response:
+        """One, whole, beside the event that was counted."""
+        tenant = self.tenant_of(request)
+        try:
+            one = await self.conflicts.get(_number(request.path_params["id"], "id"), tenant=tenant)
+        except PermanentError:
+            raise HTTPException(404, "there is no such conflict") from None
+        return _json(
+            {
+                **_line(one),
+                "event": msgspec.Raw(bytes(one.body)),
+                "counted": {
+                    "type": one.counted_type,
+                    "time": one.counted_time,
+                    "stream_sequence": one.counted_seq,
+                    "data": msgspec.Raw(one.counted_data.encode()),
+                },
+            }
+        )
+
+
+def routes(conflicts: Conflicts, tenant_of: Callable[[Request], str]) -> list[BaseRoute]:
+    """The paths."""
+    reads = ConflictReads(conflicts, tenant_of)
+    return [Route(PATH, reads.find), Route(PATH + "/{id}", reads.get)]
+
+
+def _line(one: Conflict) -> dict[str, object]:
+    return {
+        "number": one.id,
+        "id": one.ce_id,
+        "source": one.source,
+        "stream_sequence": one.seq,
+        "found_at": one.at,
+        "counted_stream_sequence": one.counted_seq,
+    }
+
+
+def _number(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 19 or int(text) > MAX_ID:
+        raise HTTPException(400, f"{name}: must be a whole number")
+    return int(text)
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
