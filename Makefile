@@ -12,7 +12,7 @@ PARALLEL := -n 4 --dist worksteal
 unexport VIRTUAL_ENV PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long test-nats-2.10 check format bench clean
+.PHONY: help setup demo up test test-long test-nats-2.10 check format bench images clean
 
 help: ## List the habits
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ format: $(STAMP) ## Format the code
 
 bench: $(STAMP) ## Measure, as ratios against a bare floor in the same run
 	@$(BIN)/python -m kgents_devstack bench
+
+images: $(STAMP) ## Build the four images with docker, podman or buildah (BUILDER, BASE, REGISTRY, TAG)
+	@$(BIN)/python deploy/images.py
 
 clean: ## Remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
