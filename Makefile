@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml uv.lock $(wildcard libs/*/pyproject.toml services/*/pyp
 demo: $(STAMP) ## Run the main job on real parts and check that every number agrees
 	@$(BIN)/python -m kgents_devstack demo
 
-up: $(STAMP) ## Keep the stack running, print what to try, show what flows; Ctrl-C stops it
-	@$(BIN)/python -m kgents_devstack up
+up: $(STAMP) ## Keep the stack running, print what to try, show what flows; FRESH=1 forgets the last run's data
+	@$(BIN)/python -m kgents_devstack up $(if $(FRESH),--fresh)
 
 test: $(STAMP) ## Run the tests on real servers (under ten minutes on two cores)
 	@$(BIN)/python -m pytest -m "not long" $(PARALLEL)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -19,6 +20,8 @@ import redis
 from kgents_devstack.servers import NatsServer, PostgresServer, StartError, ValkeyServer
 from kgents_devstack.servers.process import free_port
 from kgents_devstack.services import ServiceProcess
+from kgents_devstack.stack import Stack, StackOptions
+from kgents_devstack.up import forget, passed_on
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -31,7 +34,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 def start_up(directory: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
     """`up` in a process of its own, once it prints counts; and every process it started."""
     log = directory / "up.log"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -139,3 +142,72 @@ def test_a_service_without_its_settings_says_what_is_missing(tmp_path: Path) -> 
     for name in ("api", "metering"):
         with pytest.raises(StartError, match="KGENTS_KEYRING_FILE"):
             ServiceProcess(name, tmp_path / name, {"NATS_SERVERS": "nats://127.0.0.1:1"}).start()
+
+
+def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path) -> None:
+    """Rule: `up` keeps its key, its data and what OpenMeter has; a second one in its directory is refused."""
+    first, _ = start_up(tmp_path / "one")
+    printed = (tmp_path / "one" / "up.log").read_text()
+    key, api = first_match(r"export KEY=(\S+)", printed), first_match(r"curl -s (\S+)/v1/events", printed)
+    event = {"specversion": "1.0", "id": "kept", "source": "s", "type": "llm.tokens", "data": {"tokens": 7}}
+    sent = httpx.post(
+        f"{api}/v1/events",
+        json=event,
+        headers={"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"},
+    )
+    assert sent.status_code == 202
+    until(lambda: "delivered=1" in (tmp_path / "one" / "up.log").read_text(), 120)
+    beside = subprocess.run(
+        [sys.executable, "-m", "kgents_devstack", "up", "--directory", str(tmp_path / "one" / "stack")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert beside.returncode == 1
+    assert "runs in" in beside.stdout
+    first.send_signal(signal.SIGINT)
+    first.wait(60)
+
+    again, _ = start_up(tmp_path / "one")
+    try:
+        printed = (tmp_path / "one" / "up.log").read_text()
+        assert first_match(r"export KEY=(\S+)", printed) == key
+        until(lambda: "accepted=1" in (tmp_path / "one" / "up.log").read_text(), 120)
+        metering = first_match(r'curl -s "(\S+)/api/v1/meters', printed)
+        usage = httpx.get(
+            f"{metering}/api/v1/meters/tokens/query", headers={"authorization": f"Bearer {key}"}
+        )
+        assert [row["value"] for row in usage.json()["data"]] == [7]
+    finally:
+        again.send_signal(signal.SIGINT)
+        again.wait(60)
+
+
+def test_stripe_is_asked_with_the_callers_own_key() -> None:
+    """Rule: what `up` says it passes on, it passes on, and nothing else of the environment."""
+    told = passed_on({"STRIPE_API_KEY": "rk_test_1", "AWS_SECRET_ACCESS_KEY": "x", "STRIPE_API_BASE": ""})
+    assert told == {"billing": {"STRIPE_API_KEY": "rk_test_1"}}
+
+
+def first_match(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return found.group(1)
+
+
+def test_a_fresh_start_forgets_and_removes_nothing_of_others(tmp_path: Path) -> None:
+    """Rule: `--fresh` removes a stack's own files, wherever they lie, and no directory that is no stack's."""
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "precious").write_text("mine")
+    with pytest.raises(StartError, match="nothing was removed"):
+        forget(Stack(others, StackOptions(keeps=True)))
+    assert (others / "precious").read_text() == "mine"
+
+    stack = Stack(tmp_path / "stack", StackOptions(services=(), keeps=True)).start()
+    home = stack.postgres._home
+    stack.stop()
+    assert home.is_dir()
+    forget(Stack(tmp_path / "stack", StackOptions(keeps=True)))
+    assert not home.exists()
+    assert not stack.directory.exists()

@@ -14,12 +14,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="kgents-devstack", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     up = commands.add_parser("up", help="keep the stack running and show what flows")
+    up.add_argument("--fresh", action="store_true", help="forget what an earlier run left")
+    up.add_argument(
+        "--directory", type=Path, help="keep files here instead of .kgents/up, from one run to the next"
+    )
     demo = commands.add_parser("demo", help="run the main job and compare all numbers")
     demo.add_argument("--seed", type=int, default=1)
-    for command in (up, demo):
-        command.add_argument(
-            "--directory", type=Path, help="keep files here instead of a temporary directory"
-        )
+    demo.add_argument("--directory", type=Path, help="keep files here instead of a temporary directory")
     bench = commands.add_parser("bench", help="measure against bare floors")
     bench.add_argument("only", nargs="*", help="names of benchmarks; all but soak where none is")
     arguments = parser.parse_args()
@@ -29,7 +30,7 @@ def main() -> int:
         if arguments.command == "up":
             from kgents_devstack.up import run_up
 
-            return run_up(arguments.directory)
+            return run_up(arguments.directory, fresh=arguments.fresh)
         if arguments.command == "demo":
             from kgents_devstack.demo import run_demo
 

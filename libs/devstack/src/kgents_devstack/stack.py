@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from kgents_common import keyring
+from kgents_devstack import kept
 from kgents_devstack.openmeter import OpenMeterStandIn
 from kgents_devstack.servers import NatsServer, PostgresServer, ValkeyServer, apply_streams
 from kgents_devstack.services import ServiceProcess
@@ -34,6 +35,8 @@ class StackOptions:
         services: Names of services, each run as one process.
         environment: By service name, more for its environment.
         sync_always: See `NatsServer`.
+        webhook_secrets: More secrets that Stripe's webhooks may be signed with, comma-separated.
+        keeps: The directory may hold a stack already: go on with its keys, its data and what OpenMeter has.
     """
 
     services: Sequence[str] = ("metering", "api")
@@ -42,6 +45,8 @@ class StackOptions:
     nats_version: str | None = None
     meters_file: Path | None = None
     sync_always: bool = True
+    webhook_secrets: str = ""
+    keeps: bool = False
 
 
 class Stack:
@@ -58,7 +63,10 @@ class Stack:
         self.valkey = ValkeyServer(directory / "valkey")
         self.postgres = PostgresServer(directory / "postgres")
         self.openmeter = OpenMeterStandIn(
-            directory / "openmeter", token="om_for_loopback_only", meters_file=self.meters_file
+            directory / "openmeter",
+            token="om_for_loopback_only",
+            meters_file=self.meters_file,
+            keeps=self.options.keeps,
         )
         self.database_url = ""
         self.redis_url = ""
@@ -76,7 +84,9 @@ class Stack:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as starting:
-            if self.options.meters_file is None:
+            if self.options.keeps:
+                starting.enter_context(kept.alone(self.directory))
+            if self.options.meters_file is None and not (self.options.keeps and self.meters_file.exists()):
                 example = resources.files("kgents_devstack") / "meters.yaml"
                 self.meters_file.write_text(example.read_text())
             self._write_keys()
@@ -128,15 +138,23 @@ class Stack:
             self.database_url = attached
             return
         self.postgres.start()
-        starting.callback(self.postgres.discard)
-        self.database_url = self.postgres.create_database("kgents")
+        starting.callback(self.postgres.stop if self.options.keeps else self.postgres.discard)
+        self.database_url = self.postgres.create_database("kgents", may_exist=self.options.keeps)
 
     def _write_keys(self) -> None:
+        earlier = kept.load(self.directory) if self.options.keeps else None
+        if earlier is not None and self.keyring_file.exists():
+            self.keys = earlier.keys
+            self.webhook_secret = earlier.webhook_secret
+            self.message_id_secret = earlier.message_id_secret
+            return
         records = []
         for tenant in self.options.tenants:
             self.keys[tenant], record = keyring.mint(tenant)
             records.append(record)
         keyring.write(self.keyring_file, records)
+        if self.options.keeps:
+            kept.save(self.directory, kept.Identity(self.keys, self.webhook_secret, self.message_id_secret))
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -150,7 +168,9 @@ class Stack:
             "KGENTS_KEYRING_FILE": str(self.keyring_file),
             "KGENTS_METERS_FILE": str(self.meters_file),
             "KGENTS_BACKUP_DIRECTORY": str(self.directory / "backups"),
-            "STRIPE_WEBHOOK_SECRETS": self.webhook_secret,
+            "STRIPE_WEBHOOK_SECRETS": ",".join(
+                filter(None, (self.webhook_secret, self.options.webhook_secrets))
+            ),
             "KGENTS_MESSAGE_ID_SECRET": self.message_id_secret,
         }
 

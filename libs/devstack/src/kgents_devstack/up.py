@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -12,8 +13,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from kgents_devstack import kept
 from kgents_devstack.demo.run import ledger_counts, stream_messages
+from kgents_devstack.servers import StartError
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
+
+# Stays between runs, beside whatever calls it: the project's own folder, which git does not see.
+DEFAULT_DIRECTORY = Path(".kgents") / "up"
+# What the stack's services are told of the caller's environment: Stripe itself instead of nothing.
+PASSED_ON = {"billing": ("STRIPE_API_KEY", "STRIPE_API_BASE")}
 
 REFRESH_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
@@ -28,23 +36,67 @@ ROWS = (
 )
 
 
-def run_up(directory: Path | None) -> int:
-    """Run until Ctrl-C or SIGTERM; everything it started ends with it."""
+def run_up(directory: Path | None, *, fresh: bool = False) -> int:
+    """Run until Ctrl-C or SIGTERM; everything it started ends with it, and its files stay.
+
+    Args:
+        fresh: Forget what an earlier run left in the directory.
+
+    Returns:
+        0, or 1 where it could not start; it says why.
+    """
     console = Console()
-    chosen = directory or Path(tempfile.mkdtemp(prefix="kgents-up-"))
-    stack = Stack(chosen, StackOptions(services=EVERYTHING))
+    chosen = (directory or DEFAULT_DIRECTORY).absolute()
     try:
-        console.print("starting …")
-        stack.start()
-        console.print(what_to_try(stack), highlight=False, markup=False, soft_wrap=True)
-        _watch(console, stack)
-    except KeyboardInterrupt:
-        console.print("\nstopping …")
-    finally:
-        stack.stop()
-        if directory is None:
-            shutil.rmtree(chosen, ignore_errors=True)
+        stack = Stack(
+            chosen,
+            StackOptions(
+                services=EVERYTHING,
+                environment=passed_on(os.environ),
+                webhook_secrets=os.environ.get("STRIPE_WEBHOOK_SECRETS", ""),
+                keeps=True,
+            ),
+        )
+        if fresh:
+            forget(stack)
+        again = "again " if (chosen / "identity.json").exists() else ""
+        console.print(f"starting {again}in {chosen} …", highlight=False)
+        try:
+            stack.start()
+            console.print(what_to_try(stack), highlight=False, markup=False, soft_wrap=True)
+            _watch(console, stack)
+        except KeyboardInterrupt:
+            console.print("\nstopping …")
+        finally:
+            stack.stop()
+    except StartError as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        return 1
     return 0
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """By service, what it is told of the caller's environment."""
+    told = {
+        service: {name: environment[name] for name in names if environment.get(name)}
+        for service, names in PASSED_ON.items()
+    }
+    return {service: names for service, names in told.items() if names}
+
+
+def forget(stack: Stack) -> None:
+    """Remove what an earlier run left.
+
+    Raises:
+        StartError: A stack runs there, or the directory is not a stack's.
+    """
+    if not stack.directory.exists() or not any(stack.directory.iterdir()):
+        return
+    if not (stack.directory / "identity.json").exists():
+        raise StartError(f"{stack.directory} is not a stack's directory: nothing was removed")
+    with kept.alone(stack.directory):
+        stack.postgres.discard()
+        shutil.rmtree(stack.directory)
 
 
 def what_to_try(stack: Stack) -> str:
@@ -52,6 +104,11 @@ def what_to_try(stack: Stack) -> str:
     api, metering = stack.service("api").url, stack.service("metering").url
     billing, backup = stack.service("billing").url, stack.service("backup").url
     key = stack.keys["acme"]
+    asks = (
+        "billing asks Stripe with your STRIPE_API_KEY"
+        if stack.options.environment.get("billing", {}).get("STRIPE_API_KEY")
+        else "start with STRIPE_API_KEY=rk_test_… to let billing ask back"
+    )
     return f"""
 A key for the tenant acme:
   export KEY={key}
@@ -72,9 +129,10 @@ The same with OpenMeter's own SDK
 Follow your events as they are stored
   curl -sN {api}/v1/events/stream -H "Authorization: Bearer $KEY"
 
-Stripe's webhooks, with Stripe's own command line (start with STRIPE_API_KEY to let billing ask back)
-  stripe listen --forward-to {api}/webhooks/stripe     # signs with a secret of its own
-  the secret this stack knows: {stack.webhook_secret}
+Stripe's webhooks, with Stripe's own command line ({asks})
+  stripe listen --forward-to {api}/webhooks/stripe
+  # it prints the secret it signs with: start this with STRIPE_WEBHOOK_SECRETS=whsec_…
+  # the stack's own secret: {stack.webhook_secret}
 What may the tenant use?
   curl -s {billing}/v1/billing/entitlements -H "Authorization: Bearer $KEY"
 
@@ -87,7 +145,7 @@ NATS                {stack.nats.url}   (monitor {stack.nats.monitor_url})
 Postgres            {stack.database_url}
 Files and logs      {stack.directory}
 
-Ctrl-C stops everything.
+Ctrl-C stops everything; the next start goes on with it (`make up FRESH=1` begins anew).
 """
 
 

@@ -18,13 +18,14 @@ class OpenMeterStandIn(Server):
     """An OpenMeter on loopback.
 
     It keeps what it acknowledged when it is killed and started again, as OpenMeter would; `clear_events` and
-    a new object start from nothing.
+    a new object start from nothing, unless it `keeps`.
 
     Args:
         token: The bearer token callers must present; None asks for nothing.
         meters_file: YAML with a list `meters`, the file that metering reads.
         dedupe_window_seconds: How long a key is remembered; None for ever.
         arithmetic: `exact`, or `float64` as OpenMeter sums unless configured otherwise.
+        keeps: Start with what an earlier one left in this directory.
     """
 
     name = "openmeter"
@@ -38,6 +39,7 @@ class OpenMeterStandIn(Server):
         meters_file: Path | None = None,
         dedupe_window_seconds: float | None = None,
         arithmetic: str = "exact",
+        keeps: bool = False,
     ) -> None:
         super().__init__(directory)
         self.port = free_port()
@@ -45,7 +47,7 @@ class OpenMeterStandIn(Server):
         self._meters_file = meters_file
         self._dedupe_window_seconds = dedupe_window_seconds
         self._arithmetic = arithmetic
-        self._has_started = False
+        self._has_started = keeps
         self._client: httpx.Client | None = None
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from kgents_devstack.servers.postgres_programs import NOBODY, data_home, programs
+from kgents_devstack.servers.postgres_programs import NOBODY, data_home, kept_home, programs
 from kgents_devstack.servers.process import Server, StartError, free_port
 
 
@@ -35,10 +35,12 @@ class PostgresServer(Server):
         """The connection URL of a database."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def create_database(self, name: str) -> str:
-        """Make an empty database; its URL."""
+    def create_database(self, name: str, *, may_exist: bool = False) -> str:
+        """Make an empty database, or take the one that is there; its URL."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+            found = connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone()
+            if found is None or not may_exist:
+                connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
@@ -51,7 +53,7 @@ class PostgresServer(Server):
     def discard(self) -> None:
         """Stop it and remove its files."""
         self.stop()
-        shutil.rmtree(self._home, ignore_errors=True)
+        shutil.rmtree(kept_home(self.directory) or self._home, ignore_errors=True)
 
     @property
     def _data(self) -> Path:

@@ -58,19 +58,24 @@ def data_home(directory: Path, user: int | None) -> Path:
     """
     if user is None:
         return directory
-    note = directory / "home"
-    if note.exists():
-        home = Path(note.read_text().strip())
-        if home.is_dir():
-            return home
+    earlier = kept_home(directory)
+    if earlier is not None:
+        return earlier
     temporary = Path(tempfile.gettempdir())
     kept = Path("/var/tmp")  # it outlives a restart of the machine, as a directory that stays does
     passes = directory.resolve().is_relative_to(temporary.resolve()) or not kept.is_dir()
     home = Path(tempfile.mkdtemp(prefix="kgents-pg-", dir=temporary if passes else kept))
     os.chown(home, user, user)
     directory.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{home}\n")
+    (directory / "home").write_text(f"{home}\n")
     return home
+
+
+def kept_home(directory: Path) -> Path | None:
+    """Where an earlier server of this directory kept its files outside of it; None where nowhere."""
+    note = directory / "home"
+    home = Path(note.read_text().strip()) if note.exists() else None
+    return home if home is not None and home.is_dir() else None
 
 
 def _why_not(installation: Path, user: int | None) -> str | None:
