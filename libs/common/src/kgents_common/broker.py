@@ -4,7 +4,7 @@ What FastStream 0.7 does by default and we do not want, with what is done instea
 
 - an exception terminates the whole batch: acknowledgement is manual, and handlers get raw messages;
 - a batch is collected for up to 5 s: 0.05 s;
-- a time-out of the wrong class drops what was collected until it is delivered again: it is translated;
+- its fetch, nats-py's, takes a message with a header named `Status` for a status: `pull` does it;
 - streams and consumers are declared, and existing ones changed, by a subscriber: declared by their one owner;
 - a consumer deleted behind its back leaves a worker that spins and handles nothing: a watchdog puts it back;
 - a client closed for good leaves a process that ignores SIGTERM: the process exits.
@@ -24,19 +24,28 @@ import structlog
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
 from kgents_common import streams
 from kgents_common.clock import Clock, SystemClock
-from kgents_common.connection import EXIT_CLOSED_FOR_GOOD, Connection, connect_options
+from kgents_common.connection import EXIT_CLOSED_FOR_GOOD, Client, Connection, connect_options
 from kgents_common.errors import KgentsError
+from kgents_common.pull import End, Pull
 from kgents_common.settings import ServiceSettings
 from kgents_common.streams import ConsumerSpec, JetStreamApiError
 
 BatchHandler = Callable[[list[Msg]], Awaitable[None]]
 
 COLLECT_SECONDS = 0.05
+# How long one request waits for a message; a consumer that was deleted meanwhile is noticed after it.
+LINGER = timedelta(seconds=2)
+# How long after a request that could not be answered the next is sent.
+PAUSE_SECONDS = 0.2
+# What one batch may hold; never less than two of the largest messages a server takes.
+BATCH_BYTES = 16 * 1024 * 1024
 WATCH_SECONDS = 1.0
 
 _log = structlog.get_logger()
@@ -68,7 +77,7 @@ class Broker:
             _log.warning("broker.error", error=type(error).__name__)
 
         options = connect_options(settings, name, {"closed_cb": closed, "error_cb": failed})
-        self._faststream = NatsBroker(
+        self._faststream = _Frame(
             **options,
             graceful_timeout=settings.drain_seconds,
             logger=logging.getLogger("faststream.broker"),
@@ -104,8 +113,6 @@ class Broker:
             nats.js.errors.NotFoundError: A consumer does not exist.
         """
         await self._faststream.start()
-        for subscriber in self._subscribers:
-            subscriber.subscription.fetch = _with_nats_timeouts(subscriber.subscription.fetch)
 
     async def stop(self) -> None:
         """Let the running handlers end, within the drain time, then close."""
@@ -114,22 +121,107 @@ class Broker:
             await self._faststream.stop()
 
 
-def _with_nats_timeouts(fetch: Callable[..., Awaitable[list[Msg]]]) -> Callable[..., Awaitable[list[Msg]]]:
-    """The same `fetch`, whose time-outs are all nats-py's own.
+class _Frame(NatsBroker):
+    """FastStream's broker on our client."""
 
-    nats-py 2.16 raises a bare TimeoutError where the deadline runs out between its two requests; FastStream
-    0.7.8 expects nats-py's and, not catching it, drops what it had collected until `ack_wait` is over.
+    async def _connect(self) -> Client:
+        client = _WorkerClient()
+        await client.connect(**self._connection_kwargs, skip_subject_validation=True)
+        self.config.connect(client)
+        return client
+
+
+class _WorkerClient(Client):
+    """Our client, whose pull subscriptions are `Pull`s."""
+
+    def jetstream(self, **options: Any) -> JetStreamContext:
+        """A context for FastStream's subscribers."""
+        return _Context(self, **options)
+
+
+class _Context(JetStreamContext):
+    """Subscribes durable consumers that exist; it makes none."""
+
+    def __init__(self, client: Client, **options: Any) -> None:
+        super().__init__(client, **options)
+        self._client = client
+
+    async def pull_subscribe(  # type: ignore[override]
+        self,
+        subject: str,  # noqa: ARG002 the consumer has its filter
+        durable: str | None = None,
+        stream: str | None = None,
+        **_: Any,
+    ) -> _Fetching:
+        """As nats-py's.
+
+        Raises:
+            nats.js.errors.NotFoundError: There is no such consumer.
+        """
+        assert durable is not None  # noqa: S101 `Broker.subscribe` names both
+        assert stream is not None  # noqa: S101
+        await self.consumer_info(stream, durable)
+        pull = Pull(self._client, stream, durable)
+        await pull.start()
+        return _Fetching(pull, self._client)
+
+
+class _Fetching:
+    """A pull subscription as FastStream's batch subscriber uses it.
+
+    No request outlasts a fetch, so that nothing waits here, unacknowledged, while the handler is busy: one
+    asks for what is there; where nothing is, one waits for a single message; what came after it is then
+    collected for a moment.
     """
 
-    async def translated(batch: int = 1, timeout: float | None = 5) -> list[Msg]:
-        try:
-            return await fetch(batch=batch, timeout=timeout)
-        except NatsTimeoutError:
-            raise
-        except TimeoutError as error:
-            raise NatsTimeoutError from error
+    def __init__(self, pull: Pull, client: Client) -> None:
+        self._pull = pull
+        self._client = client
+        self._is_over = False
 
-    return translated
+    async def fetch(self, batch: int = 1, timeout: float | None = None) -> list[Msg]:  # noqa: ARG002 see LINGER
+        """The next messages, in order.
+
+        Raises:
+            nats.errors.TimeoutError: There is none, or JetStream did not answer.
+        """
+        found: list[Msg] = []
+        is_answered = False
+        try:
+            await self._request(found, batch, None)
+            if not found:
+                await self._request(found, 1, LINGER)
+            if found and len(found) < batch and not self._is_over:
+                await asyncio.sleep(COLLECT_SECONDS)
+                await self._request(found, batch - len(found), None)
+            is_answered = self._pull.end is not End.LOST
+        except (NatsError, OSError) as error:
+            _log.debug("broker.not_pulling", error=type(error).__name__)
+        if self._is_over:  # FastStream drops what comes now; let another have it at once
+            await _give_back(found)
+            raise NatsTimeoutError
+        if not found:
+            if not is_answered:
+                await asyncio.sleep(PAUSE_SECONDS)
+            raise NatsTimeoutError
+        return found
+
+    async def unsubscribe(self) -> None:
+        """End; what was not handed on is given back."""
+        self._is_over = True
+        await _give_back([message for message, _ in self._pull.take()])
+        await self._pull.stop()
+
+    async def _request(self, found: list[Msg], batch: int, expires: timedelta | None) -> None:
+        await self._pull.ask(batch, expires=expires, max_bytes=max(BATCH_BYTES, 2 * self._client.max_payload))
+        await self._pull.whole()
+        found += [message for message, _ in self._pull.take(batch)]
+
+
+async def _give_back(messages: list[Msg]) -> None:
+    for message in messages:
+        with contextlib.suppress(NatsError, OSError):
+            await message.nak()
 
 
 async def _undecoded(message: Any) -> Any:

@@ -47,7 +47,14 @@ class ServiceSettings(BaseSettings):
     nats_servers: Annotated[tuple[str, ...], NoDecode] = Field(validation_alias="NATS_SERVERS", min_length=1)
     nats_user: str | None = Field(None, validation_alias="NATS_USER")
     nats_password: SecretStr | None = Field(None, validation_alias="NATS_PASSWORD")
+    nats_token: SecretStr | None = Field(None, validation_alias="NATS_TOKEN")
     nats_nkey_seed_file: Path | None = Field(None, validation_alias="NATS_NKEY_SEED_FILE")
+    nats_inbox_prefix: str = Field(
+        "_INBOX",
+        validation_alias="NATS_INBOX_PREFIX",
+        pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
+        description="Answers come to `<prefix>.…`; a NATS user of one service may hear no other's",
+    )
     otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
 
     @field_validator("nats_servers", mode="before")

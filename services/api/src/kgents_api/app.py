@@ -62,6 +62,8 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     kept = RedisSessions(redis) if redis else None
     authentication = Authentication(Keyring(settings.keyring_file, clock), clock, kept)
     connection = Connection(settings, name="kgent-api")
+    # What is read for others comes over a connection of its own: it can hold up no publish.
+    reading = Connection(settings, name="kgent-api-reading")
     publisher = Publisher(
         connection,
         timeout=timedelta(seconds=settings.publish_timeout_seconds),
@@ -87,12 +89,13 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     else:
         document.useful["nats"] = lambda: _nats(connection, publisher)
         document.needed["spool"] = lambda: _spool(spooling.spool)
+    document.useful["live"] = lambda: health.up(reading.is_reading)
     document.useful["redis"] = lambda: health.circuit(redis.breaker if redis else None)
     limiter = _limiter(settings, redis, metrics, clock)
     events = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter)
     ingest = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter, answer=as_openmeter)
     webhooks = _webhooks(settings, publisher, registry, clock)
-    streams = _live(settings, authentication, connection, registry)
+    streams = _live(settings, authentication, reading, registry)
     heartbeats = Heartbeats.every(settings.heartbeat_seconds, settings.expected_workers)
     described = {
         **live.openapi_paths(),
@@ -131,10 +134,11 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         app=app,
         parts=[
             connection,
+            reading,
             publisher,
             *([spooling] if spooling else []),
             *([redis] if redis else []),
-            HeartbeatFollower(connection, heartbeats, clock),
+            HeartbeatFollower(reading, heartbeats, clock),
             Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
         ],
         tracing=tracing,

@@ -10,21 +10,21 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import Error as JetStreamError
 
 from kgents_common.connection import Connection
 from kgents_common.errors import TransientError
 from kgents_common.publisher.pipeline import MESSAGE_ID
+from kgents_common.pull import Forward
+from kgents_common.streams.jetstream_api import JetStreamApiError
 
 # JetStream recognises an id for two minutes; half of that leaves room for clocks and for the publish itself.
 SURELY_REMEMBERED = timedelta(minutes=1)
 # How much earlier than we sent it a message may seem to be stored, the two machines' clocks differing.
 CLOCK_SKEW = timedelta(minutes=1)
 BATCH = 500
-FETCH_SECONDS = 5.0
+BATCH_BYTES = 8 * 1024 * 1024
 # The consumer goes by itself, should this process not live to delete it.
-FORGOTTEN_AFTER_SECONDS = 30.0
+FORGOTTEN_AFTER = timedelta(seconds=30)
 
 
 async def stored_ids(
@@ -42,31 +42,29 @@ async def stored_ids(
     missing = set(wanted)
     found: dict[str, int] = {}
     try:
-        subscription = await connection.jetstream().pull_subscribe(
-            subject,
-            stream=stream,
-            config=ConsumerConfig(
-                deliver_policy=DeliverPolicy.BY_START_TIME,
-                opt_start_time=since,
-                ack_policy=AckPolicy.NONE,
-                headers_only=True,
-                inactive_threshold=FORGOTTEN_AFTER_SECONDS,
-                mem_storage=True,
-                num_replicas=1,
-            ),
+        client = connection.client
+        forward = await Forward.opened(
+            client,
+            stream,
+            start=since,
+            filter_subject=subject,
+            description="Looks for what is stored",
+            inactive=FORGOTTEN_AFTER,
         )
         try:
-            left = (await subscription.consumer_info()).num_pending or 0
-            while left > 0 and missing:
-                messages = await subscription.fetch(min(left, BATCH), timeout=FETCH_SECONDS)
-                left -= len(messages)
-                for message in messages:
+            while missing and not forward.is_at_end:
+                messages = await forward.batch(
+                    limit=BATCH, wait=None, max_bytes=max(BATCH_BYTES, 2 * client.max_payload)
+                )
+                for message, place in messages:
                     name = (message.headers or {}).get(MESSAGE_ID, "")
                     if name in missing:
                         missing.discard(name)
-                        found[name] = message.metadata.sequence.stream
+                        found[name] = place.sequence
+                if forward.is_lost:
+                    raise TransientError("jetstream: the consumer was lost while looking for messages")
         finally:
-            await subscription.unsubscribe()
-    except (NatsError, JetStreamError, OSError, TimeoutError) as error:
+            await forward.close()
+    except (NatsError, OSError, TimeoutError, JetStreamApiError) as error:
         raise TransientError(f"jetstream: {type(error).__name__} while looking for messages") from error
     return found

@@ -27,22 +27,33 @@ class JetStreamApiError(KgentsError):
 
 
 async def request(
-    client: Client, subject: str, payload: Mapping[str, Any] | None = None, *, timeout_seconds: float = 10
+    client: Client,
+    subject: str,
+    payload: Mapping[str, Any] | None = None,
+    *,
+    timeout_seconds: float = 10,
+    api: str = "$JS.API",
 ) -> dict[str, Any]:
-    """One request of the JetStream API, `$JS.API.` put before `subject`.
+    """One request of the JetStream API.
+
+    Args:
+        subject: What is put after the API's prefix, e.g. `STREAM.INFO.EVENTS`.
+        api: The prefix; another for a stream behind a domain, e.g. `$JS.dr.API`.
 
     Raises:
         JetStreamApiError: The server refused it.
-        TransientError: No answer.
+        TransientError: No answer, or one that is none of the API's.
     """
     body = json.dumps(payload).encode() if payload is not None else b""
     try:
-        message = await client.request(f"$JS.API.{subject}", body, timeout=timeout_seconds)
-    except (NatsError, OSError, TimeoutError) as error:
+        message = await client.request(f"{api}.{subject}", body, timeout=timeout_seconds)
+        answer = json.loads(message.data)
+    except (NatsError, OSError, TimeoutError, ValueError, RecursionError) as error:
         raise TransientError(f"jetstream: {type(error).__name__} on {subject}") from error
-    answer: dict[str, Any] = json.loads(message.data)
+    if not isinstance(answer, dict):
+        raise TransientError(f"jetstream: an answer that is no object on {subject}")
     fault = answer.get("error")
-    if fault is not None:
+    if isinstance(fault, dict):
         raise JetStreamApiError(fault.get("description", ""), fault.get("code", 0), fault.get("err_code", 0))
     return answer
 

@@ -32,6 +32,8 @@ class Message:
     """One stored message.
 
     Attributes:
+        subject: As it was published; bytes that are not UTF-8 stand as lone surrogates (PEP 383), so that
+            `subject_bytes` gives them back. It may not be printed or stored as text.
         time: When the server stored it, Unix nanoseconds.
         headers: The NATS header block as on the wire, from `NATS/1.0` to the empty line; empty for none.
     """
@@ -46,6 +48,16 @@ class Message:
     def size(self) -> int:
         """Its bytes in a segment, before compression."""
         return _RECORD.size + len(self.subject) + len(self.headers) + len(self.body)
+
+    @property
+    def subject_bytes(self) -> bytes:
+        """The subject as it was on the wire."""
+        return self.subject.encode("utf-8", "surrogateescape")
+
+
+def subject_of(raw: bytes) -> str:
+    """A subject on the wire as a `Message` has it."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
@@ -95,7 +107,7 @@ def encode(
     """A segment that accounts for `first` to the last of `messages` (at least one)."""
     records = bytearray()
     for m in messages:
-        subject = m.subject.encode()
+        subject = m.subject_bytes
         records += _RECORD.pack(m.sequence, m.time, len(subject), len(m.headers), len(m.body))
         records += subject
         records += m.headers
@@ -168,7 +180,7 @@ def _records(data: bytes) -> Iterator[Message]:
         yield Message(
             sequence,
             time,
-            data[position : ends[0]].decode(),
+            subject_of(data[position : ends[0]]),
             data[ends[0] : ends[1]],
             data[ends[1] : ends[2]],
         )

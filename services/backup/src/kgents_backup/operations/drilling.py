@@ -160,7 +160,7 @@ def _same(restored: Message, live: Message) -> bool:
 
 
 def _digest(digest: Any, message: Message) -> None:
-    for part in (message.subject.encode(), without_original_time(message.headers), message.body):
+    for part in (message.subject_bytes, without_original_time(message.headers), message.body):
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
     digest.update(message.sequence.to_bytes(8, "big"))

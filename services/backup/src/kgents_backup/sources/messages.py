@@ -8,9 +8,8 @@ the consumer's own count, and reading starts anew right after the last good one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -18,15 +17,15 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from kgents_backup.model.faults import ProtocolError
-from kgents_backup.model.segment import Message
-from kgents_backup.sources.verbatim import VerbatimClient, raw_headers
-from kgents_common.errors import KgentsError
-from kgents_common.streams import JetStreamApiError, request
+from kgents_backup.model.segment import Message, subject_of
+from kgents_common.connection import Client
+from kgents_common.connection import Message as Received
+from kgents_common.errors import TransientError
+from kgents_common.pull import Delivered, Forward
+from kgents_common.streams import request
 
 BATCH_MESSAGES = 2000
 BATCH_BYTES = 8 * 1024 * 1024
-PATIENCE_SECONDS = 2.0
-INACTIVE_SECONDS = 60
 
 _log = structlog.get_logger()
 
@@ -39,13 +38,12 @@ class MessageReader:
         api: The API's prefix; another for a stream behind a domain, e.g. `$JS.dr.API`.
     """
 
-    def __init__(self, client: VerbatimClient, stream: str, *, start: int = 1, api: str = "$JS.API") -> None:
+    def __init__(self, client: Client, stream: str, *, start: int = 1, api: str = "$JS.API") -> None:
         self._client = client
         self._stream = stream
         self._next = max(1, start)
         self._api = api
-        self._consumer = ""
-        self._delivered = 0
+        self._consumer: Forward | None = None
         self._pending: int | None = None
 
     @property
@@ -59,7 +57,7 @@ class MessageReader:
 
         Whoever must not read on into another stream of the same name looks before that.
         """
-        return bool(self._consumer)
+        return self._consumer is not None
 
     @property
     def pending(self) -> int | None:
@@ -68,7 +66,7 @@ class MessageReader:
 
     async def open(self) -> None:
         """Make the consumer, where there is none; errors as `batch`."""
-        if not self._consumer:
+        if self._consumer is None:
             await self._open()
 
     async def batch(
@@ -81,34 +79,23 @@ class MessageReader:
             TransientError: The server does not answer.
         """
         await self.open()
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
+        assert self._consumer is not None  # noqa: S101 it is open
         found: list[Message] = []
         try:
-            ask = {"batch": limit, "max_bytes": limit_bytes, "expires": int(wait_seconds * 1e9)}
-            await self._client.publish(
-                f"{self._api}.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
-                json.dumps(ask).encode(),
-                reply=inbox,
+            arrived = await self._consumer.batch(
+                limit=limit, wait=timedelta(seconds=wait_seconds), max_bytes=limit_bytes
             )
-            while len(found) < limit:
-                message = await subscription.next_msg(timeout=wait_seconds + PATIENCE_SECONDS)
-                if message.headers and "Status" in message.headers and not message.reply:
-                    if message.headers["Status"] in ("404", "408") or _is_full(message):
-                        break
-                    self._consumer = ""  # deleted, or its leader is away: the next batch opens another
-                    break
-                taken = self._take(message)
-                if taken is None:
-                    self._consumer = ""
-                    break
-                found.append(taken)
-        except (NatsError, TimeoutError):
-            # No status within the patience: the consumer may be gone. What was read is good.
-            self._consumer = ""
-        finally:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
+        except (NatsError, OSError, TimeoutError):
+            await self.close()
+            return found
+        for message, place in arrived:
+            if place.sequence < self._next:
+                _log.warning("messages.out_of_order", stream=self._stream, at=self._next)
+                await self.close()
+                return found
+            found.append(self._take(message, place))
+        if self._consumer.is_lost:
+            await self.close()  # deleted, or its leader is away: the next batch opens another
         return found
 
     async def read(self, until: int) -> AsyncIterator[Message]:
@@ -132,81 +119,37 @@ class MessageReader:
             state = (await self._info())["state"]
             if state["last_seq"] < self._next or (state["messages"] == 0):
                 return
-            if self._pending == 0 and self._consumer:
+            if self._pending == 0 and self._consumer is not None:
                 return  # only gaps are left
             if loop.time() - seen_at > 30:
                 raise ProtocolError(f"{self._stream} gives nothing after {self._next - 1}")
 
     async def close(self) -> None:
         """Let go of the consumer; the server would, after a minute."""
-        if self._consumer:
-            with contextlib.suppress(KgentsError, NatsError):
-                await self._request(f"CONSUMER.DELETE.{self._stream}.{self._consumer}")
-            self._consumer = ""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.close()
 
-    def _take(self, message: Msg) -> Message | None:
-        fields = (message.reply or "").split(".")
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, or with a
-        # domain and an account hash before the stream and a token after pending (ADR-15).
-        tail = fields[4:9] if len(fields) == 9 else fields[6:11]
-        _, sequence, consumer_sequence, time, pending = (int(field) for field in tail)
-        if consumer_sequence != self._delivered + 1 or sequence < self._next:
-            _log.warning("messages.out_of_order", stream=self._stream, at=self._next)
-            return None
-        self._delivered = consumer_sequence
-        self._next = sequence + 1
-        self._pending = pending
-        return Message(sequence, time, message.subject, raw_headers(message), message.data)
+    def _take(self, message: Msg, place: Delivered) -> Message:
+        assert isinstance(message, Received)  # noqa: S101 our client's
+        self._next = place.sequence + 1
+        self._pending = place.pending
+        return Message(
+            place.sequence, place.time, subject_of(message.raw_subject), message.raw_headers, message.data
+        )
 
     async def _open(self) -> None:
-        config = {
-            "deliver_policy": "by_start_sequence",
-            "opt_start_seq": self._next,
-            "ack_policy": "none",
-            "max_deliver": 1,
-            "mem_storage": True,
-            "num_replicas": 1,
-            "inactive_threshold": INACTIVE_SECONDS * 1_000_000_000,
-            "description": "backup reads forward",
-        }
-        answer = await self._request(
-            f"CONSUMER.CREATE.{self._stream}", {"stream_name": self._stream, "config": config}
-        )
-        self._consumer = answer["name"]
-        self._delivered = 0
-        self._pending = answer.get("num_pending")
+        try:
+            self._consumer = await Forward.opened(
+                self._client,
+                self._stream,
+                start=self._next,
+                description="backup reads forward",
+                api=self._api,
+            )
+        except (NatsError, OSError) as error:
+            raise TransientError(f"nats: {type(error).__name__}") from error
+        self._pending = self._consumer.pending
 
     async def _info(self) -> dict[str, Any]:
-        return await self._request(f"STREAM.INFO.{self._stream}")
-
-    async def _request(self, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        return await api_request(self._client, self._api, subject, payload)
-
-
-async def api_request(
-    client: VerbatimClient, api: str, subject: str, payload: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """As `kgents_common.streams.request`, under another prefix than `$JS.API`.
-
-    Raises:
-        JetStreamApiError: The server refused it.
-        TransientError: No answer.
-    """
-    if api == "$JS.API":
-        return await request(client, subject, payload)
-    try:
-        body = json.dumps(payload).encode() if payload is not None else b""
-        message = await client.request(f"{api}.{subject}", body, timeout=5)
-    except (NatsError, OSError, TimeoutError) as error:
-        raise ProtocolError(f"jetstream: {type(error).__name__} on {api}.{subject}") from error
-    answer: dict[str, Any] = json.loads(message.data)
-    fault = answer.get("error")
-    if isinstance(fault, dict):
-        raise JetStreamApiError(fault.get("description", ""), fault.get("code", 0), fault.get("err_code", 0))
-    return answer
-
-
-def _is_full(message: Msg) -> bool:
-    """A batch that ended because its bytes were used up (409 Message Size Exceeds MaxBytes)."""
-    headers = message.headers or {}
-    return headers.get("Status") == "409" and "MaxBytes" in headers.get("Description", "")
+        return await request(self._client, f"STREAM.INFO.{self._stream}", api=self._api)

@@ -1,69 +1,44 @@
-"""A NATS client that keeps a message's header block as its bytes, in and out; otherwise it is nats-py's own.
+"""Connecting the common client, which keeps header blocks as their bytes, in and out; nothing is read here.
 
-nats-py parses headers into a dict: a name given twice, spacing and bytes that are not text are lost. What an
-archive gives back must be what was stored.
+What an archive gives back must be what was stored: a name given twice, spacing, bytes that are not text.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.protocol import command
+from nats.errors import MaxPayloadError
 
 from kgents_backup.model.faults import ProtocolError
-
-
-class RawHeaders(dict[str, str]):
-    """Parsed headers with the bytes they were parsed from."""
-
-    raw: bytes = b""
+from kgents_common.connection import Client, Message, client
 
 
 class VerbatimClient(Client):
-    """Reads and writes header blocks verbatim.
+    """The common client, whose refusals are ours."""
 
-    It rests on two private methods of nats-py 2.16 (`_process_headers`, `_send_command`);
-    `tests/backup/test_messages.py` fails when they change.
-    """
-
-    async def _process_headers(self, headers: bytes | None) -> RawHeaders | None:
-        if not headers:
-            return None
-        parsed = RawHeaders(await super()._process_headers(headers) or {})
-        parsed.raw = bytes(headers)
-        return parsed
-
-    async def publish_verbatim(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
-        """Publish with a header block as it stands; empty for none.
+    async def publish_verbatim(
+        self, subject: str | bytes, reply: str, headers: bytes, payload: bytes
+    ) -> None:
+        """As the common client's.
 
         Raises:
-            nats.errors.Error: The connection is closed.
+            nats.errors.Error: The connection is closed or away.
             ProtocolError: Headers and payload are more than the server takes.
         """
-        if len(headers) + len(payload) > self.max_payload:
-            raise ProtocolError(
-                f"a message of {len(headers) + len(payload)} bytes is more than the server takes"
-            )
-        if headers:
-            line = command.hpub_cmd(subject, reply, headers, payload)
-        else:
-            line = command.pub_cmd(subject, reply, payload)
-        await self._send_command(line)
-        queue = self._flush_queue
-        if queue is not None and queue.empty():
-            await self._flush_pending()
+        try:
+            await super().publish_verbatim(subject, reply, headers, payload)
+        except MaxPayloadError as error:
+            size = len(headers) + len(payload)
+            raise ProtocolError(f"a message of {size} bytes is more than the server takes") from error
 
 
 def raw_headers(message: Msg) -> bytes:
     """The header block of a message that a VerbatimClient received; empty for none."""
-    headers = message.headers
-    return headers.raw if isinstance(headers, RawHeaders) else b""
+    return message.raw_headers if isinstance(message, Message) else b""
 
 
 async def connect(options: dict[str, Any]) -> VerbatimClient:
@@ -72,21 +47,19 @@ async def connect(options: dict[str, Any]) -> VerbatimClient:
     Raises:
         ProtocolError: No server answers.
     """
-    client = VerbatimClient()
     try:
-        await asyncio.wait_for(client.connect(**options), 30)
+        return await client.connect(options, VerbatimClient)
     except (NatsError, OSError, TimeoutError) as error:
         raise ProtocolError(
             f"nats: {type(error).__name__}", hint="check NATS_SERVERS and that the server runs"
         ) from error
-    return client
 
 
 @asynccontextmanager
 async def connected(options: dict[str, Any]) -> AsyncIterator[VerbatimClient]:
     """A client for as long as the body runs; errors as `connect`."""
-    client = await connect(options)
+    made = await connect(options)
     try:
-        yield client
+        yield made
     finally:
-        await client.close()
+        await made.close()

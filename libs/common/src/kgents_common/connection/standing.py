@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from nats.aio.client import Client
 from nats.js import JetStreamContext
 
+from kgents_common.connection.client import Client, discard
+from kgents_common.connection.options import RECONNECT_WAIT_SECONDS, connect_options
 from kgents_common.errors import NotDurableError
 from kgents_common.settings import ServiceSettings
 
 EXIT_CLOSED_FOR_GOOD = 75
-RECONNECT_WAIT_SECONDS = 0.5
 BUFFER_BYTES = 2 * 1024 * 1024
 NO_BUFFER = -1
 
@@ -65,6 +65,11 @@ class Connection:
     def is_connected(self) -> bool:
         """Whether a server is on the other end right now."""
         return self._client.is_connected
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a server is there and what it sends is read."""
+        return self._client.is_reading
 
     @property
     def client(self) -> Client:
@@ -119,6 +124,7 @@ class Connection:
                 raise
             except Exception as error:  # no server yet, a wrong credential: both may heal without us
                 _log.warning("nats.connect_failed", error=type(error).__name__)
+                await discard(self._client)
                 await asyncio.sleep(RECONNECT_WAIT_SECONDS)
                 self._client = Client()
                 continue
@@ -140,7 +146,7 @@ class Connection:
             _log.info("nats.reconnected")
 
         async def failed(error: Exception) -> None:
-            _log.warning("nats.error", error=type(error).__name__)
+            _log.warning("nats.error", error=type(error).__name__, detail=str(error)[:200])
 
         return {
             "closed_cb": closed,
@@ -148,23 +154,3 @@ class Connection:
             "reconnected_cb": reconnected,
             "error_cb": failed,
         }
-
-
-def connect_options(settings: ServiceSettings, name: str, callbacks: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `nats.connect` that this system insists on."""
-    options: dict[str, Any] = {
-        "servers": list(settings.nats_servers),
-        "name": name,
-        "max_reconnect_attempts": -1,
-        "reconnect_time_wait": RECONNECT_WAIT_SECONDS,
-        "connect_timeout": 2,
-        "ping_interval": 10,
-        "max_outstanding_pings": 2,
-        **callbacks,
-    }
-    if settings.nats_user is not None and settings.nats_password is not None:
-        options["user"] = settings.nats_user
-        options["password"] = settings.nats_password.get_secret_value()
-    if settings.nats_nkey_seed_file is not None:
-        options["nkeys_seed"] = str(settings.nats_nkey_seed_file)
-    return options
