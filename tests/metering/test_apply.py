@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -191,3 +192,30 @@ def test_a_direct_publisher_may_leave_out_subject_and_time() -> None:
     found = event(1, subject=None, time=None)
     assert found.tenant == "acme"
     assert found.time > NOON
+
+
+async def test_where_only_some_messages_are_ours_the_cursor_is_one_number(pool: Pool) -> None:
+    """Rule: a commit costs the same at any number of facts; the position only moves forward."""
+    floors = iter([40, 90, 60])
+    ledger = Ledger(
+        pool, target=None, stream="EVENTS", crash_points=CrashPoints(None), floor=lambda: next(floors)
+    )
+    await ledger.apply([event(i, f"e{i}") for i in range(1, 500, 3)], [])
+    await ledger.apply([event(501, "e501")], [])
+    await ledger.apply([event(503, "e503")], [])
+    assert await select(pool, "select floor, applied::text from metering.cursor") == [(90, "{}")]
+
+
+@pytest.mark.parametrize(
+    ("said", "received"),
+    [
+        ("2026-11-20T08:00:00.5Z", datetime(2026, 11, 20, 8, 0, 0, 500_000, tzinfo=UTC)),
+        ("2026-11-24T08:00:00Z", NOON + timedelta(milliseconds=1)),  # later than it was stored: not ours
+        ("yesterday", NOON + timedelta(milliseconds=1)),
+        ("", NOON + timedelta(milliseconds=1)),
+    ],
+)
+def test_an_event_that_a_restore_stored_again_keeps_its_time(said: str, received: datetime) -> None:
+    """Rule: coming back changes nothing, also where the stream's time stands in for the producer's."""
+    found = classify(message(1, body(time=None), headers={"Kgents-Original-Time": said}))
+    assert getattr(found, "time", None) == received

@@ -254,6 +254,11 @@ class Watchdog:
         return self._pending
 
     @property
+    def floor(self) -> int:
+        """Up to which sequence of the stream everything was acknowledged, as last seen."""
+        return self._floor
+
+    @property
     def epoch(self) -> str:
         """When the stream was created, as the server says it (RFC 3339); empty before the first look.
 

@@ -37,6 +37,7 @@ class StackOptions:
         sync_always: See `NatsServer`.
         webhook_secrets: More secrets that Stripe's webhooks may be signed with, comma-separated.
         keeps: The directory may hold a stack already: go on with its keys, its data and what OpenMeter has.
+        openmeter_dedupe_seconds: How long the stand-in remembers a key; None for ever.
     """
 
     services: Sequence[str] = ("metering", "api")
@@ -47,6 +48,7 @@ class StackOptions:
     sync_always: bool = True
     webhook_secrets: str = ""
     keeps: bool = False
+    openmeter_dedupe_seconds: float | None = None
 
 
 class Stack:
@@ -67,6 +69,7 @@ class Stack:
             token="om_for_loopback_only",
             meters_file=self.meters_file,
             keeps=self.options.keeps,
+            dedupe_window_seconds=self.options.openmeter_dedupe_seconds,
         )
         self.database_url = ""
         self.redis_url = ""

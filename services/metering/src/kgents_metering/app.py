@@ -26,6 +26,7 @@ from kgents_metering.handlers import conflicts, reads
 from kgents_metering.handlers.authorization import tenant_by_key
 from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.mirror import mirror_round
+from kgents_metering.handlers.restored import RestoreGuard
 from kgents_metering.handlers.stream import Applier
 from kgents_metering.metrics import Metrics
 from kgents_metering.model.event import Dead, Event, Message, classify, classify_fact
@@ -43,6 +44,7 @@ from kgents_metering.sinks.openmeter import OpenMeter
 
 SCHEMA_PACKAGE = "kgents_metering.schema"
 TARGET = "openmeter"
+GUARD_SECONDS = 60.0
 
 Pool = AsyncConnectionPool[AsyncConnection]
 Classify = Callable[[Message], Event | Dead]
@@ -87,10 +89,11 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
     watchdog = Watchdog(connection, streams.METERING, clock)
     facts_watchdog = Watchdog(connection, streams.METERING_BILLING_FACTS, clock)
     letters = DeadLetters(pool)
+    guard = RestoreGuard(pool, connection, metrics)
 
-    def ledger_of(stream: str) -> Ledger:
+    def ledger_of(stream: str, floor: Callable[[], int] | None = None) -> Ledger:
         target = TARGET if settings.openmeter_base_url else None
-        return Ledger(pool, target=target, stream=stream, crash_points=crash_points)
+        return Ledger(pool, target=target, stream=stream, crash_points=crash_points, floor=floor)
 
     deliverer, openmeter = _delivery(settings, pool, metrics, tracing, clock, crash_points)
 
@@ -108,7 +111,13 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
         )
 
     applier = applier_of(ledger_of(streams.METERING.stream), watchdog, classify)
-    facts = applier_of(ledger_of(streams.METERING_BILLING_FACTS.stream), facts_watchdog, classify_fact)
+
+    def facts_floor() -> int:
+        """While the ledger lacks facts, its position stays where they are missing."""
+        return 0 if guard.is_behind(streams.METERING_BILLING_FACTS) else facts_watchdog.floor
+
+    facts_ledger = ledger_of(streams.METERING_BILLING_FACTS.stream, facts_floor)
+    facts = applier_of(facts_ledger, facts_watchdog, classify_fact)
     broker = Broker(settings, name="kgent-metering-consumer")
     broker.subscribe(streams.METERING, applier.handle, batch_size=settings.apply_batch)
     broker.subscribe(streams.METERING_BILLING_FACTS, facts.handle)
@@ -120,6 +129,7 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
     )
     document.needed["nats"] = lambda: up(connection.is_connected)
     document.useful["openmeter"] = lambda: circuit(deliverer.breaker if deliverer else None)
+    document.useful["ledger"] = guard.check
     pending: dict[str, bool] = {"postgres": True}
     document.needed["postgres"] = lambda: up(pending["postgres"])
 
@@ -133,6 +143,7 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
     )
     upkeep = Upkeep(
         Round("backfill", _backfill_round(pool)),
+        Round("restored", guard.look, GUARD_SECONDS),
         Round("mirror", mirror_round(letters, publisher, metrics)),
         Round("watch", _watch_round(pool, watchdog, metrics, pending)),
     )
@@ -143,6 +154,7 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
         watchdog,
         facts_watchdog,
         Ready(connection, watchdog, facts_watchdog),
+        guard,
         Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
         upkeep,
         broker,

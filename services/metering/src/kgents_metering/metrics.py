@@ -48,6 +48,12 @@ class Metrics:
         self.dead_letters = Gauge(
             "kgents_metering_dead_letters", "Dead letters that wait for an operator", registry=registry
         )
+        self.ledger_behind = Gauge(
+            "kgents_metering_ledger_behind",
+            "1 where the ledger lacks what this consumer acknowledged: it came back from a dump",
+            ["consumer"],
+            registry=registry,
+        )
         self.gap_events = Gauge(
             "kgents_metering_gap_events", "Sequences missing between applied ones", registry=registry
         )

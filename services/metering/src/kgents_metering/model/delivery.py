@@ -78,7 +78,9 @@ def retry_after(value: str | None, now: datetime) -> timedelta | None:
 
 
 def must_verify(events: Sequence[Owed], *, now: datetime, dedupe_window: timedelta) -> bool:
-    """Whether the target may have forgotten that it has one of these: then ask before sending again."""
+    """Whether the target may have one of these and not know it again: then ask before sending."""
+    if any(event.is_from_before for event in events):
+        return True
     limit = now - (dedupe_window - min(DEDUPE_MARGIN, dedupe_window / 24))
     return any(event.first_at is not None and event.first_at <= limit for event in events)
 

@@ -9,11 +9,14 @@ from decimal import Decimal
 import msgspec
 
 from kgents_common import envelope, subjects
+from kgents_common.clock import moment
 from kgents_common.errors import EnvelopeError
 
 # The door allows five minutes ahead of its own clock; the ledger must never refuse what a door with another
 # clock acknowledged, and still set aside what is plainly wrong.
 MAX_FUTURE = timedelta(days=1)
+# A restore that publishes again what came after its snapshot puts the first time into this header.
+ORIGINAL_TIME = "Kgents-Original-Time"
 
 _DATA = msgspec.json.Decoder(float_hook=Decimal)
 
@@ -25,6 +28,7 @@ class Message:
     Attributes:
         epoch: When its stream was created; `seq` counts within it.
         stored_at: When JetStream stored it.
+        received_at: When it was first stored: a restore stores again, and says when that was.
     """
 
     subject: str
@@ -33,6 +37,17 @@ class Message:
     epoch: datetime
     seq: int
     stored_at: datetime
+
+    @property
+    def received_at(self) -> datetime:
+        """See the attributes; never later than `stored_at`."""
+        text = self.headers.get(ORIGINAL_TIME)
+        if text is None:
+            return self.stored_at
+        try:
+            return min(self.stored_at, moment(text))
+        except (ValueError, TypeError, OverflowError):  # not ours
+            return self.stored_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +106,9 @@ def classify(message: Message) -> Event | Dead:
 
 def _read(message: Message, place: subjects.AgenteseSubject) -> Event | Dead:
     try:
-        found = envelope.read(message.body, tenant=place.tenant, now=message.stored_at, max_future=MAX_FUTURE)
+        found = envelope.read(
+            message.body, tenant=place.tenant, now=message.received_at, max_future=MAX_FUTURE
+        )
         data_hash = found.payload_hash()
     except EnvelopeError as error:
         code = "foreign_tenant" if error.status == 403 else "invalid_event"

@@ -26,6 +26,8 @@ class Owed:
     Attributes:
         key: The 16-byte identity.
         first_at: When it was first sent, if it was.
+        is_from_before: It happened or was stored before the ledger came back from a dump, and may have been
+            delivered since that dump.
     """
 
     n: int
@@ -37,6 +39,7 @@ class Owed:
     attempts: int
     first_at: datetime | None
     traceparent: str | None
+    is_from_before: bool = False
 
     @property
     def wire_id(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -67,6 +67,10 @@ _CURSOR = """
 insert into metering.cursor as c (stream, epoch, applied) values (%s, %s, %s::int8multirange)
 on conflict (stream, epoch) do update set applied = c.applied + excluded.applied
 """
+_FLOOR = """
+insert into metering.cursor as c (stream, epoch, floor) values (%s, %s, %s)
+on conflict (stream, epoch) do update set floor = greatest(c.floor, excluded.floor), applied = '{}'
+"""
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -83,7 +87,10 @@ class Ledger:
 
     Args:
         target: Whom every counted event is owed to; None to owe it to nobody.
-        stream: The stream whose sequences the cursor keeps.
+        stream: The stream whose position the cursor keeps.
+        floor: Up to which sequence the consumer has acknowledged, for one that gets only some of a stream's
+            messages: ranges of those would be as many as they are. None for one that gets all: the cursor
+            keeps ranges, and gaps can be seen.
     """
 
     def __init__(
@@ -93,10 +100,12 @@ class Ledger:
         target: str | None,
         stream: str,
         crash_points: CrashPoints,
+        floor: Callable[[], int] | None = None,
     ) -> None:
         self._pool = pool
         self._target = target
         self._stream = stream
+        self._acknowledged = floor
         self._crash_points = crash_points
         self.meters: MeterSet = EMPTY
 
@@ -212,6 +221,12 @@ class Ledger:
         await connection.execute(_DEAD, _columns(rows))
 
     async def _advance(self, connection: AsyncConnection, messages: Iterable[Message]) -> None:
+        if self._acknowledged is not None:
+            # Acknowledged is committed; so what this reads now is in the ledger, whoever committed it.
+            floor = self._acknowledged()
+            for epoch in {message.epoch for message in messages}:
+                await connection.execute(_FLOOR, [self._stream, epoch, floor])
+            return
         by_epoch: dict[datetime, list[int]] = {}
         for message in messages:
             by_epoch.setdefault(message.epoch, []).append(message.seq)
@@ -242,7 +257,7 @@ def _rows(events: Sequence[Event]) -> list[dict[str, object]]:
             "source": event.source,
             "id": event.id,
             "time": event.time,
-            "stored_at": event.message.stored_at,
+            "stored_at": event.message.received_at,
             "epoch": event.message.epoch,
             "seq": event.message.seq,
             "data": event.data.decode(),

@@ -18,7 +18,8 @@ from kgents_common.errors import TransientError
 from kgents_metering.model.wire import Owed
 
 _DUE = """
-select o.n, e.key, e.tenant, e.type, e.time, e.data, o.attempts, o.first_at, o.traceparent
+select o.n, e.key, e.tenant, e.type, e.time, e.data, o.attempts, o.first_at, o.traceparent,
+       coalesce(least(e.time, e.stored_at) <= (select max(asked_until) from metering.generation), false)
 from metering.outbox o join metering.event e using (n)
 where o.target = %(target)s and not o.poison and o.next_at <= now() and not o.n = any(%(busy)s::bigint[])
 order by o.next_at, o.n limit %(limit)s
