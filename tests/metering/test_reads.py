@@ -14,7 +14,10 @@ from starlette.applications import Starlette
 
 from kgents_common import keyring
 from kgents_common.clock import ManualClock
+from kgents_common.telemetry import new_registry
 from kgents_metering.handlers import reads
+from kgents_metering.handlers.authorization import tenant_by_key
+from kgents_metering.metrics import ReadMetrics
 from kgents_metering.sinks.ledger.apply import Ledger
 from kgents_metering.sinks.ledger.reads import UsageReads
 
@@ -33,7 +36,11 @@ async def client(pool: Pool, ledger: Ledger, tmp_path: Path) -> AsyncIterator[ht
     app = Starlette(
         routes=reads.routes(
             UsageReads(pool),
-            keyring.Keyring(tmp_path / "keys.json"),
+            reads.Gate(
+                tenant_by_key(keyring.Keyring(tmp_path / "keys.json")),
+                reads.Admission(),
+                ReadMetrics(new_registry()),
+            ),
             ManualClock(datetime(2026, 11, 23, 13, tzinfo=UTC)),
         ),
         exception_handlers=reads.EXCEPTION_HANDLERS,

@@ -31,7 +31,12 @@ _TRANSIENT = (
 
 
 def make_pool(
-    url: str, *, application: str, max_size: int = 8, statement_timeout_seconds: float = 60
+    url: str,
+    *,
+    application: str,
+    max_size: int = 8,
+    statement_timeout_seconds: float = 60,
+    is_read_only: bool = False,
 ) -> AsyncConnectionPool[psycopg.AsyncConnection]:
     """A closed pool; `await pool.open()` starts it. Connections are checked before use.
 
@@ -39,7 +44,9 @@ def make_pool(
         url: A libpq connection URL.
         application: The name shown in pg_stat_activity.
         statement_timeout_seconds: The longest one statement may run; a transaction may idle as long.
+        is_read_only: For questions: nothing is written, and cursors are planned to be read to their end.
     """
+    reading = " -c default_transaction_read_only=on -c cursor_tuple_fraction=1" if is_read_only else ""
     milliseconds = int(statement_timeout_seconds * 1000)
     return AsyncConnectionPool(
         url,
@@ -54,7 +61,7 @@ def make_pool(
             "application_name": application,
             "connect_timeout": 5,
             "options": f"-c statement_timeout={milliseconds}"
-            f" -c idle_in_transaction_session_timeout={milliseconds} -c timezone=UTC",
+            f" -c idle_in_transaction_session_timeout={milliseconds} -c timezone=UTC{reading}",
         },
         name=application,
     )

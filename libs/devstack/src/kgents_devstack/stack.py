@@ -22,7 +22,9 @@ from kgents_devstack.services import ServiceProcess
 
 STREAM_BYTES = 2 * 1024**3
 TENANTS = ("acme", "globex")
-EVERYTHING = ("metering", "billing", "backup", "api")
+EVERYTHING = ("metering", "reads", "billing", "backup", "api")
+# The reads are a role of metering: a process of their own where they are asked for.
+MODULES = {"reads": "kgents_metering"}
 # Backup's operators use its commands more than its service: it serves only when told to.
 ARGUMENTS = {"backup": ("run",)}
 
@@ -116,7 +118,13 @@ class Stack:
         return ServiceProcess(
             name,
             self.directory / f"{name}{label}",
-            {**self._environment(), **self.options.environment.get(name, {}), **environment},
+            {
+                **self._environment(),
+                **self._role(name),
+                **self.options.environment.get(name, {}),
+                **environment,
+            },
+            module=MODULES.get(name),
             arguments=ARGUMENTS.get(name, ()),
         )
 
@@ -124,7 +132,7 @@ class Stack:
         """An operator's command of a service, e.g. `command("backup", "drill")`, run to its end."""
         return subprocess.run(
             [sys.executable, "-m", f"kgents_{name}", *arguments],
-            env={**os.environ, **self._environment(), **self.options.environment.get(name, {})},
+            env={**os.environ, **self._told(name)},
             capture_output=True,
             text=True,
             check=False,
@@ -158,6 +166,23 @@ class Stack:
         keyring.write(self.keyring_file, records)
         if self.options.keeps:
             kept.save(self.directory, kept.Identity(self.keys, self.webhook_secret, self.message_id_secret))
+
+    def _told(self, name: str) -> dict[str, str]:
+        return {**self._environment(), **self._role(name), **self.options.environment.get(name, {})}
+
+    def _role(self, name: str) -> dict[str, str]:
+        if name == "reads":
+            return {"KGENTS_METERING_ROLE": "reads"}
+        if name == "metering" and "reads" in self.options.services:
+            return {"KGENTS_METERING_ROLE": "writer"}
+        if name == "api" and "reads" in self.options.services:
+            return {"KGENTS_EXPECTED_WORKERS": "metering,metering-reads,billing,backup"}
+        return {}
+
+    @property
+    def reads(self) -> ServiceProcess:
+        """The process that answers usage queries: the reads' own, or metering in all its roles."""
+        return self.service("reads" if "reads" in self.options.services else "metering")
 
     def _environment(self) -> dict[str, str]:
         return {

@@ -102,6 +102,7 @@ def forget(stack: Stack) -> None:
 def what_to_try(stack: Stack) -> str:
     """Lines to copy and paste."""
     api, metering = stack.service("api").url, stack.service("metering").url
+    reads = stack.reads.url
     billing, backup = stack.service("billing").url, stack.service("backup").url
     key = stack.keys["acme"]
     asks = (
@@ -119,12 +120,12 @@ Publish an event, twice: the second receipt says "duplicate": true
          "data":{{"tokens":42,"model":"small-1","direction":"in"}}}}'
 
 Ask what was used
-  curl -s "{metering}/api/v1/meters/tokens/query?windowSize=HOUR&groupBy=model" \\
+  curl -s "{reads}/api/v1/meters/tokens/query?windowSize=HOUR&groupBy=model" \\
     -H "Authorization: Bearer $KEY"
 
 The same with OpenMeter's own SDK
   openmeter.Client(endpoint="{api}", token=KEY).events.ingest_event(...)
-  openmeter.Client(endpoint="{metering}", token=KEY).meters.query_json("tokens")
+  openmeter.Client(endpoint="{reads}", token=KEY).meters.query_json("tokens")
 
 Follow your events as they are stored
   curl -sN {api}/v1/events/stream -H "Authorization: Bearer $KEY"
@@ -137,7 +138,7 @@ What may the tenant use?
   curl -s {billing}/v1/billing/entitlements -H "Authorization: Bearer $KEY"
 
 Contract and docs   {api}/docs
-Health              {api}/health   {metering}/health   {billing}/health   {backup}/health
+Health              {api}/health   {metering}/health   {reads}/health   {billing}/health   {backup}/health
 Metrics             the same with /metrics
 Backups             {stack.directory}/backups
 OpenMeter stand-in  {stack.openmeter.url}   (faults: PUT /_control/faults)

@@ -22,8 +22,8 @@ from kgents_common.publisher import Publisher
 from kgents_common.settings import process_id
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
-from kgents_metering.handlers import conflicts, reads
-from kgents_metering.handlers.authorization import tenant_by_key
+from kgents_metering.app_reads import ReadPool, read_side, run_reads
+from kgents_metering.handlers import reads
 from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.mirror import mirror_round
 from kgents_metering.handlers.restored import RestoreGuard
@@ -33,16 +33,14 @@ from kgents_metering.model.event import Dead, Event, Message, classify, classify
 from kgents_metering.model.meters import Meter
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger import meters as ledger_meters
+from kgents_metering.sinks.ledger import schema
 from kgents_metering.sinks.ledger.apply import Ledger
-from kgents_metering.sinks.ledger.conflicts import Conflicts
 from kgents_metering.sinks.ledger.dead_letters import DeadLetters
 from kgents_metering.sinks.ledger.gaps import gaps
 from kgents_metering.sinks.ledger.outbox import Outbox
-from kgents_metering.sinks.ledger.reads import UsageReads
 from kgents_metering.sinks.meters_file import load_meters
 from kgents_metering.sinks.openmeter import OpenMeter
 
-SCHEMA_PACKAGE = "kgents_metering.schema"
 TARGET = "openmeter"
 GUARD_SECONDS = 60.0
 
@@ -61,7 +59,7 @@ class LedgerPool:
 
     async def start(self) -> None:
         """Migrate, open, sync the meters."""
-        await database.migrate(self._url, package=SCHEMA_PACKAGE, schema="metering")
+        await database.migrate(self._url, package=schema.PACKAGE, schema=schema.NAME)
         await self._pool.open()
         await ledger_meters.sync(self._pool, self._meters)
 
@@ -71,14 +69,20 @@ class LedgerPool:
 
 
 async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
-    """Serve until SIGTERM.
+    """Serve until SIGTERM what the role asks for.
 
     Raises:
         ConfigurationError: The meters, the keyring or the database's durability are not fit to start with.
     """
     clock = clock or SystemClock()
+    if settings.role == "reads":
+        await run_reads(settings, clock)
+    else:
+        await _run_writer(settings, clock)
+
+
+async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     meters = load_meters(settings.meters_file)
-    keyring = Keyring(settings.keyring_file, clock)
     crash_points = CrashPoints(settings.crash_at)
     registry = new_registry()
     metrics = Metrics(registry)
@@ -133,11 +137,13 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
     pending: dict[str, bool] = {"postgres": True}
     document.needed["postgres"] = lambda: up(pending["postgres"])
 
+    side = None
+    if settings.role == "all":
+        side = read_side(settings, Keyring(settings.keyring_file, clock), registry, clock)
     app = Starlette(
         routes=[
             *health.routes(document, registry),
-            *reads.routes(UsageReads(pool), keyring, clock),
-            *conflicts.routes(Conflicts(pool), tenant_by_key(keyring)),
+            *(side.routes if side else ()),
         ],
         exception_handlers=reads.EXCEPTION_HANDLERS,
     )
@@ -151,6 +157,7 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
         connection,
         publisher,
         LedgerPool(pool, settings.database_url, meters),
+        *([ReadPool(side.pool)] if side else []),
         watchdog,
         facts_watchdog,
         Ready(connection, watchdog, facts_watchdog),

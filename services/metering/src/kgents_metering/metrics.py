@@ -95,3 +95,24 @@ class Metrics:
         self.leading = Gauge(
             "kgents_openmeter_delivery_leader", "1 in the process that delivers", registry=registry
         )
+
+
+class ReadMetrics:
+    """What the reads tell of themselves."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.reads = Counter(
+            "kgents_metering_reads_total", "Reads by how they ended", ["outcome"], registry=registry
+        )
+        for outcome in ("answered", "refused", "busy", "gone", "failed"):
+            self.reads.labels(outcome)
+        self.seconds = Histogram(
+            "kgents_metering_read_seconds",
+            "One read, from the credentials to the last byte",
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.running = Gauge("kgents_metering_reads_running", "Reads under way", registry=registry)
+        self.waiting = Gauge(
+            "kgents_metering_reads_waiting", "Reads that wait for a place of their tenant", registry=registry
+        )

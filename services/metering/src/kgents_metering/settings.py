@@ -27,6 +27,29 @@ class MeteringSettings(ServiceSettings):
         gt=0,
         description="How long OpenMeter remembers an event: 32 days in its cloud, 24 h self-hosted",
     )
+    role: Literal["all", "writer", "reads"] = Field(
+        "all",
+        validation_alias="KGENTS_METERING_ROLE",
+        description="writer: apply and deliver; reads: answer questions, as many processes as they need",
+    )
+    reads_connections: int = Field(6, validation_alias="KGENTS_READS_CONNECTIONS", ge=1, le=100)
+    reads_per_tenant: int = Field(
+        2,
+        validation_alias="KGENTS_READS_PER_TENANT",
+        ge=1,
+        description="Reads of one tenant at once; further ones wait for their turn",
+    )
+    reads_waiting_per_tenant: int = Field(32, validation_alias="KGENTS_READS_WAITING_PER_TENANT", ge=0)
+    reads_statement_seconds: float = Field(10, validation_alias="KGENTS_READS_STATEMENT_SECONDS", gt=0)
+    reads_seconds: float = Field(
+        60,
+        validation_alias="KGENTS_READS_SECONDS",
+        gt=0,
+        description="A read from its turn to its last byte",
+    )
+    reads_max_rows: int = Field(
+        500_000, validation_alias="KGENTS_READS_MAX_ROWS", ge=1, description="Rows of one answer"
+    )
     apply_batch: int = Field(1000, validation_alias="KGENTS_APPLY_BATCH", ge=1, le=4000)
     deliver_in_flight: int = Field(4, validation_alias="KGENTS_DELIVER_IN_FLIGHT", ge=1, le=64)
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")

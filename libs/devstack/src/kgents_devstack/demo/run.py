@@ -127,7 +127,7 @@ def _compare(stack: Stack, sent: Sent) -> list[Line]:
 
 
 def _reads(stack: Stack) -> Client:
-    return Client(endpoint=stack.service("metering").url, token=stack.keys[TENANT])
+    return Client(endpoint=stack.reads.url, token=stack.keys[TENANT])
 
 
 def _openmeter(stack: Stack) -> Client:

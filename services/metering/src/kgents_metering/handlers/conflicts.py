@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -12,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from kgents_common.errors import PermanentError
+from kgents_metering.handlers.reads import Gate, whole
 from kgents_metering.sinks.ledger.conflicts import Conflict, Conflicts
 
 PATH = "/v1/conflicts"
@@ -21,18 +21,12 @@ MAX_ID = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class ConflictReads:
-    """The handlers.
-
-    Args:
-        tenant_of: Who asks; raises HTTPException where they may not.
-    """
+    """The handlers."""
 
     conflicts: Conflicts
-    tenant_of: Callable[[Request], str]
 
-    async def find(self, request: Request) -> Response:
+    async def find(self, request: Request, tenant: str) -> Response:
         """Up to `limit` after the number `after`, in the order of finding; `next` where there may be more."""
-        tenant = self.tenant_of(request)
         values = request.query_params
         limit = _number(values.get("limit", str(MAX_LISTED)), "limit")
         if not 1 <= limit <= MAX_LISTED:
@@ -48,9 +42,8 @@ class ConflictReads:
             answer["next"] = found[-1].id
         return _json(answer)
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, request: Request, tenant: str) -> Response:
         """One, whole, beside the event that was counted."""
-        tenant = self.tenant_of(request)
         try:
             one = await self.conflicts.get(_number(request.path_params["id"], "id"), tenant=tenant)
         except PermanentError:
@@ -69,10 +62,11 @@ class ConflictReads:
         )
 
 
-def routes(conflicts: Conflicts, tenant_of: Callable[[Request], str]) -> list[BaseRoute]:
+def routes(conflicts: Conflicts, gate: Gate) -> list[BaseRoute]:
     """The paths."""
-    reads = ConflictReads(conflicts, tenant_of)
-    return [Route(PATH, reads.find), Route(PATH + "/{id}", reads.get)]
+    reads = ConflictReads(conflicts)
+    paths = {PATH: reads.find, PATH + "/{id}": reads.get}
+    return [Route(path, gate(whole(handler)), methods=["GET"]) for path, handler in paths.items()]
 
 
 def _line(one: Conflict) -> dict[str, object]:

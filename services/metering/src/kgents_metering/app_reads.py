@@ -1,0 +1,131 @@
+"""Where the reads' parts meet, whether they share a process with the writer or have one of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+
+from kgents_common import database, health, service
+from kgents_common.clock import Clock
+from kgents_common.connection import Connection
+from kgents_common.errors import TransientError
+from kgents_common.health import Health, Heartbeat, up
+from kgents_common.keyring import Keyring
+from kgents_common.publisher import Publisher
+from kgents_common.telemetry import Tracing, new_registry
+from kgents_common.upkeep import Round, Upkeep, Work
+from kgents_metering.handlers import conflicts, reads
+from kgents_metering.handlers.authorization import tenant_by_key
+from kgents_metering.handlers.reads import Admission, Gate
+from kgents_metering.metrics import ReadMetrics
+from kgents_metering.settings import MeteringSettings
+from kgents_metering.sinks.ledger.conflicts import Conflicts
+from kgents_metering.sinks.ledger.reads import ReadLimits, UsageReads
+from kgents_metering.sinks.ledger.schema import is_current
+
+SERVICE = "metering-reads"
+
+Pool = AsyncConnectionPool[AsyncConnection]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSide:
+    """The reads of a process: their routes, and the pool that is theirs alone."""
+
+    routes: list[BaseRoute]
+    pool: Pool
+
+
+class ReadPool:
+    """The reads' pool as a part; it opens whether Postgres is there or not."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def start(self) -> None:
+        """Open."""
+        await self._pool.open()
+
+    async def stop(self) -> None:
+        """Close."""
+        await self._pool.close(timeout=5)
+
+
+def read_side(
+    settings: MeteringSettings, keyring: Keyring, registry: CollectorRegistry, clock: Clock
+) -> ReadSide:
+    """The reads with connections, places and limits of their own: nothing the writer has is shared."""
+    pool = database.make_pool(
+        settings.database_url,
+        application="kgent-metering-reads",
+        max_size=settings.reads_connections,
+        statement_timeout_seconds=settings.reads_statement_seconds,
+        is_read_only=True,
+    )
+    limits = ReadLimits(rows=settings.reads_max_rows, statement_seconds=settings.reads_statement_seconds)
+    admission = Admission(
+        running_per_tenant=settings.reads_per_tenant,
+        waiting_per_tenant=settings.reads_waiting_per_tenant,
+        seconds=settings.reads_seconds,
+    )
+    gate = Gate(tenant_by_key(keyring), admission, ReadMetrics(registry))
+    routes = [
+        *reads.routes(UsageReads(pool, limits), gate, clock),
+        *conflicts.routes(Conflicts(pool), gate),
+    ]
+    return ReadSide(routes, pool)
+
+
+async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
+    """Serve reads, and nothing else, until SIGTERM: no stream is consumed and nothing is written.
+
+    The ledger's schema is the writer's to bring up; until it has, this process is not ready. NATS is for the
+    heartbeat alone.
+
+    Raises:
+        ConfigurationError: The keyring is not fit to start with.
+    """
+    registry = new_registry()
+    tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
+    side = read_side(settings, Keyring(settings.keyring_file, clock), registry, clock)
+    connection = Connection(settings, name="kgent-metering-reads")
+    publisher = Publisher(connection)
+    document = Health(SERVICE, settings.instance)
+    seen = {"postgres": False, "schema": False}
+    document.needed["postgres"] = lambda: up(seen["postgres"])
+    document.needed["schema"] = lambda: up(seen["schema"], "" if seen["schema"] else "the writer migrates it")
+    document.useful["nats"] = lambda: up(connection.is_connected)
+    await service.serve(
+        settings=settings,
+        health=document,
+        app=Starlette(
+            routes=[*health.routes(document, registry), *side.routes],
+            exception_handlers=reads.EXCEPTION_HANDLERS,
+        ),
+        parts=[
+            connection,
+            publisher,
+            ReadPool(side.pool),
+            Upkeep(Round("look", _look_round(side.pool, seen))),
+            Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+        ],
+        tracing=tracing,
+    )
+
+
+def _look_round(pool: Pool, seen: dict[str, bool]) -> Work:
+    async def look() -> bool:
+        try:
+            seen["schema"] = await is_current(pool)
+        except TransientError:
+            seen["postgres"] = False
+            raise
+        seen["postgres"] = True
+        return False
+
+    return look

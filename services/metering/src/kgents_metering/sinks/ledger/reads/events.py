@@ -1,0 +1,67 @@
+"""The tenant's own events as they are listed, with what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from psycopg import AsyncConnection
+
+LISTED_DAYS = 32
+
+_EVENTS = """
+select e.ce_id, e.source, e.type, e.tenant, e.time, e.data, e.stored_at,
+       coalesce((select min(i.message) from metering.invalid i where i.n = e.n),
+                case when not exists (select 1 from metering.meter m
+                                      where m.event_type = e.type and m.deleted_at is null)
+                     then 'no meter found for event type: ' || e.type end)
+from metering.event e
+where e.tenant = %(tenant)s and e.time >= %(start)s
+  and (%(id)s::text is null or position(%(id)s in e.ce_id) > 0)
+  and (%(end)s::timestamptz is null or e.time < %(end)s)
+  and (%(stored_from)s::timestamptz is null or e.stored_at >= %(stored_from)s)
+  and (%(stored_to)s::timestamptz is null or e.stored_at < %(stored_to)s)
+order by e.time desc, e.n desc limit %(limit)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedEvent:
+    """An event as the listing shows it."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: datetime
+    data: str
+    stored_at: datetime
+    invalid: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """What to list."""
+
+    event_id: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+    stored_from: datetime | None = None
+    stored_to: datetime | None = None
+    limit: int = 100
+
+
+async def list_events(
+    connection: AsyncConnection, tenant: str, wanted: EventFilter, now: datetime
+) -> list[ListedEvent]:
+    """Newest first, of the last 32 days unless a start is given."""
+    values = {
+        "tenant": tenant,
+        "id": wanted.event_id,
+        "start": wanted.start or now - timedelta(days=LISTED_DAYS),
+        "end": wanted.end,
+        "stored_from": wanted.stored_from,
+        "stored_to": wanted.stored_to,
+        "limit": wanted.limit,
+    }
+    return [ListedEvent(*row) for row in await (await connection.execute(_EVENTS, values)).fetchall()]

@@ -1,0 +1,154 @@
+"""A usage query as one SQL statement over the minutes, for every aggregation; it is run elsewhere.
+
+Whole minutes come from the rollup. Where a query begins or ends within a minute, the events of that part of
+the minute are measured again and joined in as rows of the same shape, so nothing is approximate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, timedelta
+from decimal import Decimal
+from typing import Any
+
+from kgents_metering.model.meters import Aggregation
+from kgents_metering.model.query import COMPARISONS, Filter, Query, whole_minutes, window_end
+from kgents_metering.model.rollup import Rollup
+from kgents_metering.sinks.ledger.meters import MeterInForce
+from kgents_metering.sinks.ledger.reads.rows import Row
+
+_VALUES = {
+    Aggregation.SUM: "sum(s.sum)",
+    Aggregation.COUNT: "sum(s.cnt)",
+    Aggregation.UNIQUE_COUNT: "count(distinct s.vhash)",
+    # Postgres keeps no more than sixteen digits of a quotient unless an operand has a larger scale.
+    Aggregation.AVG: "(sum(s.sum) + 0::numeric(50, 40)) / nullif(sum(s.cnt), 0)",
+    Aggregation.MIN: "min(s.min)",
+    Aggregation.MAX: "max(s.max)",
+    Aggregation.LATEST: "(array_agg(s.last_value order by s.last_time desc, s.last_n desc)"
+    " filter (where s.last_n is not null))[1]",
+}
+_COLUMNS = "minute, grp, cnt, sum, min, max, last_time, last_n, last_value"
+
+
+def build(
+    meter: MeterInForce, tenant: str, query: Query, parts: Rollup, *, limit: int
+) -> tuple[str, dict[str, Any]]:
+    """The statement and its values. Its columns: window, last minute, groups, value, count of all rows.
+
+    Args:
+        parts: The minutes that the query cuts, as far as it wants them.
+        limit: The most rows it gives, and counts.
+    """
+    values: dict[str, Any] = {"meter": meter.id, "tenant": tenant, "zone": query.zone}
+    span = whole_minutes(query)
+    conditions = ["r.meter = %(meter)s", "r.tenant = %(tenant)s"]
+    if span.start is not None:
+        conditions.append("r.minute >= %(start)s")
+        values["start"] = span.start
+    if span.end is not None:
+        conditions.append("r.minute < %(end)s")
+        values["end"] = span.end
+    if meter.meter.aggregation is Aggregation.UNIQUE_COUNT:
+        source = (
+            f"select {_prefixed('r')}, d.vhash from metering.rollup r"
+            " join metering.distinct_value d using (meter, tenant, minute, grp_key)"
+        )
+    else:
+        source = f"select {_prefixed('r')}, null::bytea from metering.rollup r"
+    source += f" where {' and '.join(conditions)} union all {_EDGE_ROWS}"
+    values |= _edge_values(parts, meter.meter.aggregation)
+
+    window = f"date_trunc('{query.window.lower()}', s.minute, %(zone)s)" if query.window else "min(s.minute)"
+    last = "null::timestamptz" if query.window else "max(s.minute)"
+    keys = []
+    for index, key in enumerate(query.group_by):
+        values[f"key{index}"] = key
+        keys.append(f"coalesce(s.grp->>%(key{index})s, '')")
+    where = [_condition(key, condition, values) for key, condition in query.filters.items()]
+    value = _VALUES[meter.meter.aggregation]
+    positions = [*([1] if query.window else []), *range(3, 3 + len(keys))]
+    ordered = ", ".join(map(str, range(1, 3 + len(keys))))
+    statement = (
+        f"with s (minute, grp, cnt, sum, min, max, last_time, last_n, last_value, vhash) as ({source})"
+        f" select {', '.join([window, last, *keys, value])} from s"
+        + (f" where {' and '.join(where)}" if where else "")
+        + (f" group by {', '.join(map(str, positions))}" if positions else "")
+        + f" having {value} is not null and count(*) > 0"
+        + f" order by {ordered} limit {limit:d}"
+    )
+    # The count is of no more rows than the limit; ordered again, which costs nothing where it is in order.
+    statement = f"select *, count(*) over () from ({statement}) as found order by {ordered}"
+    return statement, values
+
+
+def _prefixed(alias: str) -> str:
+    return ", ".join(f"{alias}.{name.strip()}" for name in _COLUMNS.split(","))
+
+
+_EDGE_ROWS = """
+select t.minute, t.grp::jsonb, t.cnt, t.sum, t.min, t.max, t.last_time, t.last_n, t.last_value, t.vhash
+from unnest(%(e_minute)s::timestamptz[], %(e_grp)s::text[], %(e_cnt)s::bigint[], %(e_sum)s::numeric[],
+            %(e_min)s::numeric[], %(e_max)s::numeric[], %(e_last_time)s::timestamptz[],
+            %(e_last_n)s::bigint[], %(e_last_value)s::numeric[], %(e_vhash)s::bytea[])
+     as t (minute, grp, cnt, sum, min, max, last_time, last_n, last_value, vhash)
+"""
+
+
+def _edge_values(parts: Rollup, aggregation: Aggregation) -> dict[str, Any]:
+    rows = parts.rows()
+    hashes: list[tuple[int, bytes | None]]
+    if aggregation is Aggregation.UNIQUE_COUNT:
+        place = {key: index for index, (key, _) in enumerate(rows)}
+        hashes = [(place[entry[:4]], entry[4]) for entry in sorted(parts.distinct)]
+    else:
+        hashes = [(index, None) for index in range(len(rows))]
+    found: dict[str, Any] = {"e_minute": [], "e_grp": [], "e_vhash": []}
+    names = ("cnt", "sum", "min", "max", "last_time", "last_n", "last_value")
+    for name in names:
+        found[f"e_{name}"] = []
+    for index, vhash in hashes:
+        key, delta = rows[index]
+        found["e_minute"].append(key[2])
+        found["e_grp"].append(delta.group)
+        found["e_vhash"].append(vhash)
+        for name in names:
+            found[f"e_{name}"].append(getattr(delta, name))
+    return found
+
+
+def _condition(key: str, condition: Filter, values: dict[str, Any]) -> str:
+    """A filter tree as SQL, its values bound."""
+
+    def bind(value: object) -> str:
+        name = f"v{len(values)}"
+        values[name] = value
+        return f"%({name})s"
+
+    left = f"coalesce(s.grp->>{bind(key)}, '')"
+    parts: list[str] = []
+    for operator, value in condition.items():
+        if operator in ("$and", "$or"):
+            joined = f" {operator[1:]} ".join(_condition(key, part, values) for part in value)
+            parts.append(f"({joined})")
+        elif operator == "$in":
+            parts.append(f"{left} = any({bind(value)}::text[])")
+        elif operator == "$nin":
+            parts.append(f"not {left} = any({bind(value)}::text[])")
+        else:
+            parts.append(f"{left} {COMPARISONS[operator]} {bind(value)}")
+    return f"({' and '.join(parts)})"
+
+
+def as_row(row: Sequence[Any], query: Query) -> Row:
+    """A row of the statement."""
+    groups = dict(zip(query.group_by, row[2:-2], strict=True))
+    if query.window is not None:
+        start = row[0].astimezone(UTC)
+        return Row(start, window_end(start, query.window, query.zone), groups, Decimal(row[-2]))
+    return Row(
+        query.start or row[0].astimezone(UTC),
+        query.end or row[1].astimezone(UTC) + timedelta(minutes=1),
+        groups,
+        Decimal(row[-2]),
+    )

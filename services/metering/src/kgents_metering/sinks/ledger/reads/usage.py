@@ -1,0 +1,156 @@
+"""Usage of one ledger: each read bounded in rows, in events and in time, and given out piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from psycopg import AsyncConnection, AsyncServerCursor
+from psycopg_pool import AsyncConnectionPool
+
+from kgents_metering.model.meters import Aggregation
+from kgents_metering.model.query import Query, QueryError, Span, edges
+from kgents_metering.sinks.ledger.meters import EMPTY, MeterInForce, MeterSet, current
+from kgents_metering.sinks.ledger.reads import statement
+from kgents_metering.sinks.ledger.reads.edges import measure_edges
+from kgents_metering.sinks.ledger.reads.events import EventFilter, ListedEvent, list_events
+from kgents_metering.sinks.ledger.reads.rows import (
+    NARROW,
+    Answer,
+    BackfillingError,
+    ReadLimits,
+    Row,
+    read_errors,
+)
+
+# So many rows are made at a time: a few milliseconds, within which nobody else is served.
+CHUNK = 500
+
+
+class UsageReads:
+    """Reads of one ledger."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection], limits: ReadLimits | None = None) -> None:
+        self._pool = pool
+        self._limits = limits or ReadLimits()
+        self._meters: MeterSet = EMPTY
+
+    async def meters(self) -> list[MeterInForce]:
+        """All meters in force, by slug."""
+        found = await self._current()
+        return sorted({m.id: m for m in found.by_name.values()}.values(), key=lambda m: m.meter.slug)
+
+    async def meter(self, slug_or_ulid: str) -> MeterInForce | None:
+        """One meter in force."""
+        return (await self._current()).by_name.get(slug_or_ulid)
+
+    @asynccontextmanager
+    async def open_query(self, meter: MeterInForce, tenant: str, query: Query) -> AsyncIterator[Answer]:
+        """The rows of a query, by window; empty windows are left out. A connection is held meanwhile.
+
+        Raises:
+            BackfillingError: The meter cannot answer yet.
+            QueryError: 422: more rows, events or time than a read may take; said before the first row.
+            TransientError: Postgres is away.
+        """
+        if not meter.is_ready:
+            raise BackfillingError(f"meter {meter.meter.slug} is being measured over its history")
+        with read_errors(self._limits):
+            async with self._pool.connection() as connection:
+                parts = await measure_edges(connection, meter, tenant, edges(query), self._limits)
+                text, values = statement.build(meter, tenant, query, parts, limit=self._limits.rows + 1)
+                async with connection.cursor(name="usage") as cursor:
+                    await cursor.execute(text.encode(), values)
+                    first = await cursor.fetchmany(CHUNK)
+                    total = first[0][-1] if first else 0
+                    if total > self._limits.rows:
+                        raise QueryError(f"the answer has more than {self._limits.rows} rows: {NARROW}", 422)
+                    if total:
+                        yield Answer(total, _chunks(cursor, first, query))
+                    else:
+                        nothing = _nothing(meter.meter.aggregation, query)
+                        yield Answer(len(nothing), _once(nothing))
+
+    async def query(self, meter: MeterInForce, tenant: str, query: Query) -> list[Row]:
+        """As `open_query`, all rows at once."""
+        async with self.open_query(meter, tenant, query) as answer:
+            return [row async for chunk in answer.chunks for row in chunk]
+
+    async def group_values(self, meter: MeterInForce, tenant: str, key: str, span: Span) -> list[str]:
+        """The values a group key had.
+
+        Raises:
+            QueryError: 422: more than an answer may have.
+        """
+        with read_errors(self._limits):
+            async with self._pool.connection() as connection:
+                rows = await (
+                    await connection.execute(
+                        "select distinct grp->>%s from metering.rollup where meter = %s and tenant = %s"
+                        " and (%s::timestamptz is null or minute >= %s)"
+                        " and (%s::timestamptz is null or minute < %s) order by 1 limit %s",
+                        [
+                            key,
+                            meter.id,
+                            tenant,
+                            span.start,
+                            span.start,
+                            span.end,
+                            span.end,
+                            self._limits.rows + 1,
+                        ],
+                    )
+                ).fetchall()
+        if len(rows) > self._limits.rows:
+            raise QueryError(f"there are more than {self._limits.rows} values: narrow from and to", 422)
+        return [row[0] for row in rows if row[0] is not None]
+
+    async def has_usage(self, meter: MeterInForce, tenant: str, span: Span) -> bool:
+        """Whether the tenant used the meter at all."""
+        with read_errors(self._limits):
+            async with self._pool.connection() as connection:
+                row = await (
+                    await connection.execute(
+                        "select exists (select 1 from metering.rollup where meter = %s and tenant = %s"
+                        " and (%s::timestamptz is null or minute >= %s)"
+                        " and (%s::timestamptz is null or minute < %s))",
+                        [meter.id, tenant, span.start, span.start, span.end, span.end],
+                    )
+                ).fetchone()
+        return bool(row and row[0])
+
+    async def events(self, tenant: str, wanted: EventFilter, now: datetime) -> list[ListedEvent]:
+        """The tenant's own events, newest first, of the last 32 days unless a start is given."""
+        with read_errors(self._limits):
+            async with self._pool.connection() as connection:
+                return await list_events(connection, tenant, wanted, now)
+
+    async def _current(self) -> MeterSet:
+        with read_errors(self._limits):
+            async with self._pool.connection() as connection:
+                self._meters = await current(connection, self._meters)
+        return self._meters
+
+
+async def _chunks(
+    cursor: AsyncServerCursor, first: list[tuple[object, ...]], query: Query
+) -> AsyncIterator[list[Row]]:
+    rows = first
+    while rows:
+        yield [statement.as_row(row, query) for row in rows]
+        rows = await cursor.fetchmany(CHUNK)
+
+
+async def _once(rows: list[Row]) -> AsyncIterator[list[Row]]:
+    yield rows
+
+
+def _nothing(aggregation: Aggregation, query: Query) -> list[Row]:
+    """Counting nothing in one whole window is zero; every other question about nothing has no rows."""
+    counts = aggregation in (Aggregation.COUNT, Aggregation.UNIQUE_COUNT)
+    if not counts or query.window is not None or query.group_by or query.by_subject:
+        return []
+    start = query.start or datetime(1970, 1, 1, tzinfo=UTC)
+    return [Row(start, query.end or start + timedelta(minutes=1), {}, Decimal(0))]
