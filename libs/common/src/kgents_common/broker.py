@@ -117,8 +117,10 @@ class Broker:
     async def stop(self) -> None:
         """Let the running handlers end, within the drain time, then close."""
         self._stopping = True
-        with contextlib.suppress(Exception):  # a server that is away cannot be told goodbye
+        try:
             await self._faststream.stop()
+        except (NatsError, OSError) as error:  # a server that is away cannot be told goodbye
+            _log.info("broker.stopped_alone", error=type(error).__name__)
 
 
 class _Frame(NatsBroker):

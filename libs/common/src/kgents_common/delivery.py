@@ -1,7 +1,7 @@
 """How a consumed message ends: acknowledged, asked for again later, or set aside; nothing else decides it.
 
 A message is acknowledged only after what it caused is committed. A message that can never be handled is not
-dropped: its service stores or publishes it as a dead letter first, then terminates it.
+dropped: its service stores it as a dead letter first (`dead_letters`), then acknowledges it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-
-from kgents_common import subjects
-from kgents_common.publisher import Publisher
-
-_log = structlog.get_logger()
 
 
 async def ack(messages: Iterable[Msg]) -> None:
@@ -34,29 +28,6 @@ async def nak(messages: Iterable[Msg], *, delay: timedelta) -> None:
     for message in messages:
         with contextlib.suppress(NatsError, OSError):
             await message.nak(delay=delay.total_seconds())
-
-
-async def set_aside(
-    message: Msg, publisher: Publisher, *, service: str, reason: str, detail: str, message_id: str
-) -> None:
-    """Publish the message, whole, to `events.deadletter.<service>.<reason>`, then terminate it.
-
-    The original headers are kept; the subject, sequence, reason and detail travel beside them as `Kgents-*`.
-
-    Raises:
-        NotDurableError: The dead letter is not stored; the message is not terminated.
-    """
-    headers = {k: v for k, v in (message.headers or {}).items() if k.lower() != "nats-msg-id"}
-    headers = {k: v for k, v in headers.items() if not k.lower().startswith("nats-expected-")}
-    headers["Kgents-Original-Subject"] = message.subject
-    headers["Kgents-Original-Sequence"] = str(message.metadata.sequence.stream)
-    headers["Kgents-Reason"] = reason
-    headers["Kgents-Detail"] = header_text(detail)
-    await publisher.publish(
-        subjects.dead_letter(service, reason), message.data, message_id=message_id, headers=headers
-    )
-    with contextlib.suppress(NatsError, OSError):
-        await message.term()
 
 
 def header_text(value: str) -> str:

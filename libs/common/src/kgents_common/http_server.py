@@ -201,7 +201,6 @@ class HttpServer(uvicorn.Server):
         stalled_seconds: float,
         request_seconds: float,
         drain_seconds: float,
-        limit_concurrency: int | None = None,
     ) -> None:
         limits = {"stalled_seconds": stalled_seconds, "request_seconds": request_seconds}
         super().__init__(
@@ -217,7 +216,6 @@ class HttpServer(uvicorn.Server):
                 date_header=True,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=max(1, int(drain_seconds)),
-                limit_concurrency=limit_concurrency,
                 backlog=BACKLOG,
             )
         )

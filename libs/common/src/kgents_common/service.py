@@ -2,12 +2,14 @@
 
 Order of a stop: readiness turns false; for the drain delay new connections are still served, as a load
 balancer sends them until it has heard; the HTTP server closes its port and finishes its requests; the parts
-stop in reverse order; telemetry is flushed. All of it within the drain time.
+stop in reverse order; telemetry is flushed. All of it within the drain time; a part whose stop fails or hangs
+keeps no other from being stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import signal
 import sys
@@ -29,6 +31,8 @@ _log = structlog.get_logger()
 # The port opens when the process is ready, or after so long: liveness needs no neighbour.
 READY_SECONDS = 2.0
 READY_LOOKS = 200
+# What each part has for its stop, however long others took.
+LEAST_SECONDS_A_PART = 0.5
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
 
@@ -51,7 +55,6 @@ async def serve(
     parts: Sequence[Part],
     tracing: Tracing,
     before_drain: Callable[[], Awaitable[None]] | None = None,
-    limit_concurrency: int | None = None,
     stalled_seconds: float = 30,
 ) -> None:
     """Run until SIGTERM or SIGINT.
@@ -69,26 +72,26 @@ async def serve(
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
 
-    started: list[Part] = []
+    begun: list[Part] = []
     server = HttpServer(
         app,
         stalled_seconds=stalled_seconds,
         request_seconds=settings.request_seconds,
         drain_seconds=(settings.drain_seconds - settings.drain_delay_seconds) * 0.6,
-        limit_concurrency=limit_concurrency,
     )
     serving: asyncio.Task[None] | None = None
     try:
         for part in parts:
+            begun.append(part)  # also one whose start fails, or is given up, has begun something
             start = asyncio.create_task(part.start())
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             if not start.done():  # asked to stop while a part still waits for a neighbour
                 start.cancel()
+                await asyncio.wait({start})
                 return
             await start
-            started.append(part)
         await _until_ready(health, stop)
         serving = asyncio.create_task(server.serve_at(settings.host, settings.port), name="http")
         _settle_memory()
@@ -102,23 +105,51 @@ async def serve(
         _log.info("service.draining")
         health.is_draining = True
         server.begin_drain()
+        ending = _Ending(settings.drain_seconds)
+        if serving is not None and not serving.done():
+            await ending.step("drain_delay", lambda: asyncio.sleep(settings.drain_delay_seconds))
+        # Before the streams end: their clients come back at once, and must not find this process.
+        await ending.step("port", server.stop_listening)
+        if before_drain is not None:
+            await ending.step("before_drain", before_drain)
+        if serving is not None and not serving.done():
+            server.should_exit = True
+            await ending.step("http", functools.partial(_finished, serving))
+        for left, part in zip(range(len(begun) - 1, -1, -1), reversed(begun), strict=True):
+            await ending.step(type(part).__name__, part.stop, left=left)
+        await ending.step("tracing", lambda: asyncio.to_thread(tracing.stop))
+        _log.info("service.stopped", failed=ending.failed)
+
+
+async def _finished(serving: asyncio.Task[None]) -> None:
+    await serving
+
+
+class _Ending:
+    """The steps of a stop: each is taken, whatever became of those before it, and each failure is told.
+
+    Args:
+        seconds: For all of them. A step that takes longer is cut short, and leaves a moment to each that is
+            left.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._deadline = self._now() + seconds
+        self.failed: list[str] = []
+
+    async def step(self, name: str, work: Callable[[], Awaitable[object]], *, left: int = 0) -> None:
+        """Do one; with how many are left after it."""
+        allowed = self._deadline - self._now() - left * LEAST_SECONDS_A_PART
         try:
-            async with asyncio.timeout(settings.drain_seconds):
-                if serving is not None and not serving.done():
-                    await asyncio.sleep(settings.drain_delay_seconds)
-                # Before the streams end: their clients come back at once, and must not find this process.
-                await server.stop_listening()
-                if before_drain is not None:
-                    await before_drain()
-                if serving is not None and not serving.done():
-                    server.should_exit = True
-                    await serving
-                for part in reversed(started):
-                    await part.stop()
+            async with asyncio.timeout(max(LEAST_SECONDS_A_PART, allowed)):
+                await work()
         except TimeoutError:
-            _log.error("service.drain_cut_short", seconds=settings.drain_seconds)
-        await asyncio.to_thread(tracing.stop)
-        _log.info("service.stopped")
+            _log.error("service.drain_cut_short", step=name)
+            self.failed.append(name)
+        except Exception:
+            _log.exception("service.step_failed", step=name)
+            self.failed.append(name)
 
 
 async def _until_ready(health: Health, stop: asyncio.Event) -> None:

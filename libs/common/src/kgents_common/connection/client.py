@@ -7,6 +7,7 @@ What nats-py 2.16 does and we do not want, with what is done instead:
 - an exception nobody thought of ends the read loop and leaves the client "connected": it reconnects at once;
 - a late PONG, whose flush has given up, is such an exception: it is ignored;
 - an exception other than its own ends the reconnecting for good: it goes on;
+- a socket that dies while the client is closed leaves it closed, and nobody is told: they are;
 - any `-ERR` but two closes the client for good, though the server closes nothing over a bad subject: those
   are only told.
 
@@ -125,6 +126,20 @@ class Client(nats_client.Client):
             return
         await super()._process_err(err_msg)
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        was_closed = self.is_closed
+        try:
+            await super()._close(status, do_cbs)
+        except Exception as error:  # the socket died under it; whoever waits for the end is told all the same
+            _log.warning("nats.close_cut_short", error=type(error).__name__)
+            if self._transport is not None:
+                self._transport.close()  # type: ignore[no-untyped-call]
+            self._subs.clear()
+            if do_cbs and not was_closed:
+                for told in (self._disconnected_cb, self._closed_cb):
+                    if told is not None:
+                        await told()
+
     async def _read_loop(self) -> None:
         try:
             while self._transport is not None and not (self.is_closed or self.is_reconnecting):
@@ -135,7 +150,9 @@ class Client(nats_client.Client):
             return
         except Exception as error:
             if not isinstance(error, OSError | errors.UnexpectedEOF):
-                _log.error("nats.read_loop_restarts", error=type(error).__name__, detail=str(error)[:200])
+                _log.error(
+                    "nats.read_loop_restarts", error=type(error).__name__, detail=str(error.args)[:200]
+                )
             self.restarts += 1
             await self._error_cb(error)
             await self._process_op_err(error)

@@ -74,12 +74,6 @@ class Replay:
             await self._send(message.subject, headers, message.body)
         self.messages += 1
 
-    async def fill_to(self, sequence: int) -> None:
-        """Fillers up to `sequence`."""
-        while self.last_sequence < sequence:
-            await self._send(FILLER, b"", b"")
-            self.fillers += 1
-
     async def finish(self) -> None:
         """Wait for every acknowledgement, then purge the fillers.
 

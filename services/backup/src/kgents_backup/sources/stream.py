@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,16 +72,6 @@ async def message_time(client: Client, stream: str, sequence: int) -> int | None
             return None
         raise
     return moments.to_nanoseconds(answer["message"]["time"])
-
-
-async def stored_headers(client: Client, stream: str, sequence: int) -> bytes:
-    """A stored message's header block; empty for none.
-
-    Raises:
-        JetStreamApiError: There is no such message.
-    """
-    answer = await request(client, f"STREAM.MSG.GET.{stream}", {"seq": sequence})
-    return base64.b64decode(answer["message"].get("hdrs", ""))
 
 
 async def durable_consumers(client: Client, stream: str) -> list[ConsumerRecord]:
