@@ -8,8 +8,9 @@ from typing import Any
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
 from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.ownership import Kind, Word
 from kgents_billing.model.projection import digest, project
-from kgents_billing.model.subscription import Subscription, observe_object
+from kgents_billing.model.subscription import Ownership, Subscription, observe_object
 from kgents_billing.model.tenant import Learned, hints
 from kgents_devstack.stripe import START, Life, Told, new_id, random_life, snapshot
 
@@ -36,6 +37,7 @@ class Billing:
         self.applied: set[str] = set()
         self.customers: dict[str, str] = {}
         self.references: dict[str, str] = {}
+        self.words: list[Word] = []
         self.waiting: list[StripeEvent] = []
         self.fetches = 0
         self.told_twice = 0
@@ -61,8 +63,8 @@ class Billing:
             if row.needs_refetch and self.fetch is not None:
                 seen = self._look(row.id)
                 made = observe_object(
-                    row, row.id, row.tenant, seen.state, second=seen.second, source="/stripe/self",
-                    tells_change=False,
+                    row, row.id, Ownership(row.tenant, row.tenant), seen.state, second=seen.second,
+                    source="/stripe/self", tells_change=False,
                 )  # fmt: skip
                 self._commit(Decision(Outcome.APPLIED, row.tenant, row=made.row, facts=made.facts))
 
@@ -77,7 +79,12 @@ class Billing:
         return Known(
             subscription=self.rows.get(said.subscription or ""),
             customer_tenant=self.customers.get(customer or ""),
+            subscription_words=self._words(Kind.SUBSCRIPTION, said.subscription),
+            customer_words=self._words(Kind.CUSTOMER, customer),
         )
+
+    def _words(self, kind: Kind, name: str | None) -> tuple[Word, ...]:
+        return tuple(word for word in self.words if (word.kind, word.id) == (kind, name))
 
     def _look(self, name: str) -> Fetched:
         assert self.fetch is not None
@@ -88,9 +95,11 @@ class Billing:
     def _commit(self, decision: Decision) -> None:
         if decision.row is not None:
             self.rows[decision.row.id] = decision.row
+        self.words += [word for word in decision.words if word not in self.words]
         for fact in decision.facts:
-            assert decision.tenant is not None
-            told = (decision.tenant, fact.body(decision.tenant))
+            owner = fact.tenant or decision.tenant
+            assert owner is not None
+            told = (owner, fact.body(owner))
             if fact.key in self.facts:
                 self.told_twice += self.facts[fact.key] != told
             else:
@@ -116,7 +125,13 @@ def reference(told: Iterable[Told], *, looked_up: str | None = None) -> Billing:
         if row is not None and event.type.startswith("customer.subscription"):
             state = project(event.object)
             made.rows[row.id] = observe_object(
-                row, row.id, row.tenant, state, second=event.second, source="", tells_change=False
+                row,
+                row.id,
+                Ownership(row.tenant, row.tenant),
+                state,
+                second=event.second,
+                source="",
+                tells_change=False,
             ).row
     return made
 

@@ -69,12 +69,12 @@ CUSTOMER = objects.customer("cus_1")
 ACTIVE = {**SUB, "status": "active"}
 TABLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, list[tuple[str, str]]]] = [
     ("customer.subscription.created", SUB, None, []),
-    ("customer.subscription.created", ACTIVE, None, [("subscription.started", "sub.started:sub_1")]),
+    ("customer.subscription.created", ACTIVE, None, [("subscription.started", "sub.started:sub_1:acme")]),
     (
         "customer.subscription.updated",
         ACTIVE,
         {"status": "incomplete"},
-        [("subscription.started", "sub.started:sub_1")],
+        [("subscription.started", "sub.started:sub_1:acme")],
     ),
     ("customer.subscription.trial_will_end", {**SUB, "status": "trialing", "trial_end": START + 9}, None,
      [("subscription.updated", f"sub.trial_end:sub_1:{START + 9}")]),

@@ -83,7 +83,7 @@ def money_life(*, names_payment: bool = True) -> list[bytes]:
 
 
 KEYS = {
-    "sub.started:sub_money",
+    "sub.started:sub_money:acme",
     "pay.ok:in_money",
     "refund:re_money:succeeded",
     "dispute:dp_money:created:needs_response",

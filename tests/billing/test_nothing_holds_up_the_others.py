@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from kgents_billing.handlers.process import Processor
-from kgents_billing.handlers.reconcile import Poll, Survey
+from kgents_billing.handlers.reconcile import Poll, Survey, Surveyed
 from kgents_billing.handlers.rounds import Quarantine, Refetch
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.decision import Fetched, Outcome
 from kgents_billing.model.projection import UnreadableObjectError, digest, project
 from kgents_billing.sinks.store.cursors import Cursors
+from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import Answer, Page
 from kgents_common.clock import SystemClock
 from kgents_common.errors import PermanentError, TransientError
@@ -152,6 +153,7 @@ class Listing:
         self.events = list(events)
         self.subscriptions = {thing["id"]: thing for thing in subscriptions}
         self.whole = dict(self.subscriptions)
+        self.customers: dict[str, dict[str, str]] = {}
 
     async def pages(self, path: str, params: Any) -> AsyncIterator[Page]:
         if path == "/v1/events":
@@ -163,6 +165,9 @@ class Listing:
 
     async def whole_subscription(self, name: str) -> Answer:
         return Answer(self.whole[name], "", NOW)
+
+    async def customer_metadata(self, name: str) -> dict[str, str]:
+        return self.customers.get(name, {})
 
 
 class Kept:
@@ -215,16 +220,52 @@ async def test_an_event_listed_late_in_a_second_already_seen_is_fetched(database
 
 
 async def survey(billing: ToldBilling, stripe: Listing, *, caught_up: bool = True) -> int:
+    """How many were healed."""
+    return (await surveyed(billing, stripe, caught_up=caught_up)).healed
+
+
+async def surveyed(billing: ToldBilling, stripe: Listing, *, caught_up: bool = True) -> Surveyed:
     async def is_caught_up() -> bool:
         return caught_up
 
     made: Any = Survey
-    return int(
-        await made(
-            stripe, billing.store, billing.subscriptions, polling(billing, stripe, Kept()),
-            Metrics(new_registry()), is_caught_up=is_caught_up,
-        ).run()
-    )  # fmt: skip
+    found: Surveyed = await made(
+        stripe, billing.store, billing.subscriptions, polling(billing, stripe, Kept()),
+        Metrics(new_registry()), Tenants(billing.pool, None), is_caught_up=is_caught_up,
+    ).run()  # fmt: skip
+    return found
+
+
+async def test_a_survey_knows_a_tenant_by_its_customer_and_names_what_it_left(database_url: str) -> None:
+    """Rule: whose a subscription is may be on its customer, here or at Stripe; nobody's is said, not "0"."""
+    known, asked, nobodys = (Life(at=START, tenant=None).wait(5).become("active") for _ in range(3))
+    customer = {"id": known.now["customer"], "object": "customer", "metadata": {"tenant_id": "acme"}}
+    async with told_billing(database_url) as billing:
+        await billing.take(snapshot("customer.created", customer, second=START))
+        stripe = Listing(subscriptions=[known.now, asked.now, nobodys.now])
+        stripe.customers[asked.now["customer"]] = {"tenant_id": "globex"}
+        found = await surveyed(billing, stripe)
+        assert (found.healed, found.unmapped) == (2, {nobodys.name: "unmapped_tenant"})
+        told = {key: tenant for key, (tenant, _) in (await billing.facts()).items()}
+        assert told == {
+            f"sub.started:{known.name}:acme": "acme",
+            f"sub.started:{asked.name}:globex": "globex",
+        }
+
+
+async def test_a_survey_tells_of_a_move_that_no_event_told(database_url: str) -> None:
+    """Rule: a tenant that changed in metadata while events were lost is healed, and both are told."""
+    life = Life(at=START).wait(5).become("active")
+    async with told_billing(database_url) as billing:
+        for one in life.told:
+            await billing.take(one.body)
+        stripe = Listing(subscriptions=[{**life.now, "metadata": {"tenant_id": "globex"}}])
+        assert await survey(billing, stripe) == 1
+        assert await survey(billing, stripe) == 0
+        moved = {
+            key.rpartition(":")[2]: t for key, (t, _) in (await billing.facts()).items() if "moved" in key
+        }
+        assert moved == {"out": "acme", "in": "globex"}
 
 
 async def test_a_survey_waits_for_events_that_are_stored_and_not_handled(database_url: str) -> None:
@@ -287,7 +328,7 @@ async def test_a_list_that_stripe_cut_is_asked_for_whole(database_url: str) -> N
         assert found is not None
         assert len(found.row.state.items) == 12
         assert not found.row.needs_refetch
-        assert list(await billing.facts()) == [f"sub.started:{life.name}"]
+        assert list(await billing.facts()) == [f"sub.started:{life.name}:acme"]
 
 
 async def test_which_events_were_applied_is_forgotten_in_the_end(database_url: str) -> None:

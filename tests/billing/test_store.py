@@ -203,7 +203,7 @@ async def test_a_thin_event_alone_fetches_what_it_is_about(database_url: str) ->
     async with told_billing(database_url, stripe) as billing:
         await billing.take(thin("customer.subscription.active", ("subscription", life.name)))
         assert await billing.states() == reference(life.told).states()
-        assert list(await billing.facts()) == [f"sub.started:{life.name}"]
+        assert list(await billing.facts()) == [f"sub.started:{life.name}:acme"]
 
 
 async def test_a_thin_event_without_a_key_is_refused_with_a_hint(database_url: str) -> None:

@@ -122,6 +122,7 @@ class Keyring:
         self._clock = clock or SystemClock()
         self._by_hash: dict[str, KeyRecord] = {}
         self._by_id: dict[str, KeyRecord] = {}
+        self._tenants: frozenset[str] = frozenset()
         self._stamp: tuple[int, int, int] | None = None
         self._looked_at = self._clock.monotonic()
         self._adopt()
@@ -141,6 +142,11 @@ class Keyring:
         self._follow()
         return self._by_id.get(key_id)
 
+    def has_tenant(self, tenant: str) -> bool:
+        """Whether any key is of this tenant."""
+        self._follow()
+        return tenant in self._tenants
+
     def _follow(self) -> None:
         if self._clock.monotonic() - self._looked_at >= RELOAD_SECONDS:
             self._reload()
@@ -158,6 +164,7 @@ class Keyring:
         records = load(self._path)
         self._by_hash = {record.sha256: record for record in records}
         self._by_id = {record.id: record for record in records}
+        self._tenants = frozenset(record.tenant for record in records)
         self._stamp = self._file_stamp()
 
     def _file_stamp(self) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Letters, Outbox, Store, Subscriptions
 from kgents_billing.sinks.store.commit import RECONCILE_SUBSCRIPTIONS
 from kgents_billing.sinks.store.cursors import Cursors
+from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import database, health, service, streams
 from kgents_common.broker import Broker, Ready, Watchdog
@@ -80,7 +81,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     bus = Bus(connection, publisher)
     watchdog = Watchdog(connection, streams.BILLING, clock)
     stripe = make_stripe(settings, clock, metrics)
-    store, letters = Store(pool, crash_points), Letters(pool)
+    store, letters = Store(pool, crash_points, keyring.has_tenant), Letters(pool)
     processor = Processor(store, stripe, options=make_options(settings), metrics=metrics)
     teller = Teller(Outbox(pool, crash_points), bus, metrics)
     leases = _leases(settings)
@@ -126,7 +127,8 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
         Round("forget", _forget(Cursors(pool)), every_seconds=3600),
     ]
     if stripe is not None:
-        rounds += _stripe_rounds(settings, pool, stripe, bus, watchdog, metrics, clock, store)
+        tenants = Tenants(pool, keyring.has_tenant)
+        rounds += _stripe_rounds(settings, pool, stripe, bus, watchdog, metrics, clock, store, tenants)
     parts: list[service.Part] = [
         connection,
         publisher,
@@ -189,10 +191,11 @@ def _stripe_rounds(
     metrics: Metrics,
     clock: Clock,
     store: Store,
+    tenants: Tenants,
 ) -> list[Round]:
     cursors, subscriptions = Cursors(pool), Subscriptions(pool)
     poll = Poll(stripe, bus, cursors, first_days=settings.poll_first_days, metrics=metrics, clock=clock)
-    survey = Survey(stripe, store, subscriptions, poll, metrics, is_caught_up=bus.is_caught_up)
+    survey = Survey(stripe, store, subscriptions, poll, metrics, tenants, is_caught_up=bus.is_caught_up)
     refetch = Refetch(stripe, store, subscriptions)
 
     async def poll_once() -> bool:

@@ -167,13 +167,18 @@ async def _reconcile(arguments: argparse.Namespace, tools: Tools) -> int:
     if arguments.subscriptions:
         survey = Survey(
             stripe,
-            Store(tools.pool, CrashPoints(None)),
+            Store(tools.pool, CrashPoints(None), tools.knows),
             Subscriptions(tools.pool),
             poll,
             tools.metrics,
+            tools.tenants,
             is_caught_up=bus.is_caught_up,
         )
-        print(f"{await survey.run()} subscriptions were otherwise and are mended")
+        found = await survey.run()
+        print(f"{found.healed} subscriptions were otherwise and are mended")
+        for name, why in (found.unmapped | found.unreadable).items():
+            print(f"  {name}  left: {why}")
+        return 1 if found.unmapped or found.unreadable else 0
     return 0
 
 

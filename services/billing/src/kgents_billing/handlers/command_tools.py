@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,7 @@ from kgents_billing.model.moments import parse_moment
 from kgents_billing.settings import BillingSettings
 from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Letters
+from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common.connection import Connection
 from kgents_common.errors import ConfigurationError
@@ -35,7 +37,13 @@ class Tools:
     processor: Processor
     stripe: StripeApi | None
     metrics: Metrics
+    knows: Callable[[str], bool]
     stack: AsyncExitStack
+
+    @property
+    def tenants(self) -> Tenants:
+        """Which tenants are open."""
+        return Tenants(self.pool, self.knows)
 
     async def connected(self) -> tuple[Connection, Bus]:
         """NATS, for the commands that need it.

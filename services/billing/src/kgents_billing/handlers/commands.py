@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from kgents_billing.handlers import command_replay
+from kgents_billing.handlers import command_owners, command_replay
 from kgents_billing.handlers.command_tools import Tools
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.replay import replay_letter
@@ -22,6 +22,7 @@ from kgents_common import database
 from kgents_common.clock import SystemClock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import KgentsError, PermanentError
+from kgents_common.keyring import Keyring
 from kgents_common.telemetry import configure_logs, new_registry
 
 SHOWN_BODY_BYTES = 4096
@@ -61,9 +62,12 @@ async def _with_tools(parsed: argparse.Namespace, settings: BillingSettings) -> 
             )
             stack.push_async_callback(stripe.close)
         options = Options(settings.refunds_from_charges, settings.tells_zero_payments)
-        processor = Processor(Store(pool, CrashPoints(None)), stripe, options=options, metrics=metrics)
+        knows = Keyring(settings.keyring_file).has_tenant
+        processor = Processor(Store(pool, CrashPoints(None), knows), stripe, options=options, metrics=metrics)
         command: Command = parsed.command
-        return await command(parsed, Tools(settings, pool, Letters(pool), processor, stripe, metrics, stack))
+        return await command(
+            parsed, Tools(settings, pool, Letters(pool), processor, stripe, metrics, knows, stack)
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     waiting.set_defaults(command=_quarantine)
 
     command_replay.add_to(commands)
+    command_owners.add_to(commands)
     migrate = commands.add_parser("migrate", help="bring the schema up to date")
     migrate.set_defaults(command=_migrate)
     return parser
@@ -149,6 +154,7 @@ async def _quarantine(arguments: argparse.Namespace, tools: Tools) -> int:
         print(
             f"{one.event_id:30}  {one.type:40}  {one.reason:16}  since {one.first_at:%Y-%m-%d %H:%M:%S}"
             f"  {one.tries} tries  customer {one.customer or '-'}"
+            + (f"  named {one.named}" if one.named else "")
         )
     if not found:
         print("none")

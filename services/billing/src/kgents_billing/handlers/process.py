@@ -13,6 +13,7 @@ from kgents_billing.model import event as events
 from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
 from kgents_billing.model.event import StripeEvent, reference
 from kgents_billing.model.event_map import Handling, handling, is_known
+from kgents_billing.model.projection import State
 from kgents_billing.model.tenant import KEY, Hints, hints
 from kgents_billing.sinks.store import Committed, Origin, OvertakenError
 from kgents_billing.sinks.stripe_api import Answer, MissingObjectError
@@ -46,6 +47,9 @@ class CommitsDecisions(Protocol):
 
     async def known(self, event_ids: list[str], said: Hints) -> Known:
         """What is known about an event's surroundings."""
+
+    async def only_open(self, state: State) -> State:
+        """The state, naming no tenant that nobody opened."""
 
     async def commit(
         self, event: StripeEvent, decision: Decision, origin: Origin, *, detail: str = "", again: bool = False
@@ -166,7 +170,8 @@ class Processor:
                 # The row says that it needs a look; that is done once Stripe answers.
                 _log.info("process.not_fetched", event_id=event.id, error=str(error))
             else:
-                decision = settle(decision, fetched, event.source)
+                state = await self._store.only_open(fetched.state)
+                decision = settle(decision, replace(fetched, state=state), event.source)
         return decision
 
     async def _tenant_at_stripe(self, said: Hints) -> str | None:
@@ -185,7 +190,9 @@ class Processor:
         except KgentsError as error:
             _log.info("process.customer_not_asked", error=str(error))
             return None
-        return named if isinstance(named, str) and subjects.is_tenant(named) else None
+        if not isinstance(named, str) or not subjects.is_tenant(named):
+            return None
+        return (await self._store.only_open(State(status="", tenant=named))).tenant
 
     async def _payer(self, references: Sequence[str]) -> str | None:
         assert self._stripe is not None  # noqa: S101 the caller looked

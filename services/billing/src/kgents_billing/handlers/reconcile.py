@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +13,13 @@ import structlog
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.event import at
 from kgents_billing.model.event_map import is_known
-from kgents_billing.model.projection import UnreadableObjectError, digest, project
+from kgents_billing.model.projection import UnreadableObjectError, digest, is_same, project
 from kgents_billing.model.subscription import observe_object
 from kgents_billing.model.tenant import KEY
 from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Store, Subscriptions
 from kgents_billing.sinks.store.cursors import Cursors
+from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import stripe_events, subjects
 from kgents_common.clock import Clock
@@ -115,6 +117,21 @@ def _known(raw: bytes) -> StripeEnvelope | None:
     return event if is_known(event.type) else None
 
 
+@dataclass(slots=True)
+class Surveyed:
+    """What a survey came to.
+
+    Attributes:
+        healed: Rows that were otherwise, or missing, and are as Stripe says now.
+        unmapped: Subscriptions nobody knows the tenant of, and why.
+        unreadable: Subscriptions that could not be looked at, and why.
+    """
+
+    healed: int = 0
+    unmapped: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
 class Survey:
     """Every subscription at Stripe, compared with its row: heals what no event ever told.
 
@@ -129,6 +146,7 @@ class Survey:
         subscriptions: Subscriptions,
         poll: Poll,
         metrics: Metrics,
+        tenants: Tenants,
         *,
         is_caught_up: Callable[[], Awaitable[bool]],
     ) -> None:
@@ -137,10 +155,11 @@ class Survey:
         self._subscriptions = subscriptions
         self._poll = poll
         self._metrics = metrics
+        self._tenants = tenants
         self._is_caught_up = is_caught_up
 
-    async def run(self) -> int:
-        """Look once; how many rows were healed.
+    async def run(self) -> Surveyed:
+        """Look once; what was healed, and what belongs to nobody.
 
         Raises:
             TransientError: Stripe or Postgres does not answer; what was healed stays.
@@ -151,17 +170,18 @@ class Survey:
                 thing = msgspec.json.decode(raw)
                 if await self._differs(thing):
                     suspects[thing["id"]] = _cut_digest(thing)
+        found = Surveyed()
         if not suspects:
-            return 0
+            return found
         if await self._poll.run() or not await self._is_caught_up():
             raise TransientError("survey: events wait; look again once they are handled")
-        healed = 0
         for name, first_look in suspects.items():
             try:
-                healed += await self._heal(name, first_look)
+                found.healed += await self._heal(name, first_look, found)
             except PermanentError as error:  # gone since, or unreadable: the others all the same
+                found.unreadable[name] = str(error)
                 _log.error("survey.not_healed", subscription=name, error=str(error))
-        return healed
+        return found
 
     async def _differs(self, thing: Mapping[str, Any]) -> bool:
         try:
@@ -172,26 +192,30 @@ class Survey:
         stored = await self._subscriptions.get(str(thing.get("id")))
         if at(thing, "items", "has_more") is True:
             return True  # cut: only the whole object can be compared
-        return stored is None or digest(stored.row.state) != digest(state)
+        return stored is None or not is_same(stored.row.state, state, tenant=stored.row.tenant)
 
-    async def _heal(self, name: str, first_look: str) -> bool:
+    async def _heal(self, name: str, first_look: str, found: Surveyed) -> bool:
         answer = await self._stripe.whole_subscription(name)
         if first_look not in (_cut_digest(answer.data), "") or not await self._differs(answer.data):
             return False  # it changes right now: its events tell, or the next survey does
         stored = await self._subscriptions.get(name)
-        metadata = answer.data.get("metadata")
-        named = metadata.get(KEY) if isinstance(metadata, Mapping) else None
-        tenant = named if isinstance(named, str) and subjects.is_tenant(named) else None
-        if tenant is None and stored is not None:
-            tenant = stored.row.tenant
-        if tenant is None:
-            _log.warning("survey.unmapped", subscription=name)
+        row = stored.row if stored else None
+        seen = project(answer.data)
+        state = await self._store.only_open(seen)
+        owned = await self._store.ownership(name, row, state)
+        if owned is None and seen.tenant is None and seen.customer is not None:
+            owned = await self._store.ownership(name, row, state, await self._customers(seen.customer))
+        if owned is None:
+            found.unmapped[name] = f"unknown_tenant {seen.tenant}" if seen.tenant else "unmapped_tenant"
+            _log.warning("survey.unmapped", subscription=name, named=seen.tenant)
+            return False
+        if row is not None and is_same(row.state, state, tenant=row.tenant) and owned.of(state) == row.tenant:
             return False
         made = observe_object(
-            stored.row if stored else None,
+            row,
             name,
-            tenant,
-            project(answer.data),
+            owned,
+            state,
             second=answer.second,
             source=SOURCE,
             via="reconcile",
@@ -200,6 +224,15 @@ class Survey:
         _log.warning("survey.healed", subscription=name)
         await self._store.observe(made.row, made.facts, livemode=answer.data.get("livemode") is True)
         return True
+
+    async def _customers(self, customer: str) -> str | None:
+        """Whose Stripe's customer object says its customer is, where that is an open tenant."""
+        try:
+            named = (await self._stripe.customer_metadata(customer)).get(KEY)
+        except PermanentError:
+            return None
+        is_open = isinstance(named, str) and subjects.is_tenant(named) and await self._tenants.is_open(named)
+        return named if is_open else None
 
 
 def _cut_digest(thing: Mapping[str, Any]) -> str:

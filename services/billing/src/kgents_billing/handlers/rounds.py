@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reconcile import SOURCE
 from kgents_billing.model.decision import Outcome
-from kgents_billing.model.subscription import observe_object
+from kgents_billing.model.subscription import Ownership, observe_object
 from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Letters, Origin, OvertakenError, Store, Subscriptions
 from kgents_billing.sinks.store.letters import PATIENCE, Waiting
@@ -86,8 +86,10 @@ class Refetch:
             _log.error("refetch.gone", subscription=row.id)
             await self._give_up(stored)
             return
+        state = await self._store.only_open(seen.state)
+        owned = await self._store.ownership(row.id, row, state) or Ownership(row.tenant, row.tenant)
         made = observe_object(
-            row, row.id, row.tenant, seen.state, second=seen.second, source=SOURCE, tells_change=False
+            row, row.id, owned, state, second=seen.second, source=SOURCE, tells_change=False
         )
         try:
             new = msgspec.structs.replace(made.row, needs_refetch=False)

@@ -17,10 +17,12 @@ from kgents_billing.model.access import TERMINAL
 from kgents_billing.model.event import StripeEvent, at
 from kgents_billing.model.event_map import Handling, handling
 from kgents_billing.model.facts import Fact
+from kgents_billing.model.moved import moved_facts
 from kgents_billing.model.order import Observation
+from kgents_billing.model.ownership import NOW, Kind, Word, assigned_at, owner_at
 from kgents_billing.model.projection import State, project, project_before
-from kgents_billing.model.subscription import Subscription, observe, observe_object
-from kgents_billing.model.tenant import Learned, hints
+from kgents_billing.model.subscription import Ownership, Subscription, observe, observe_object
+from kgents_billing.model.tenant import Hints, Learned, hints, words
 
 
 class Outcome(StrEnum):
@@ -48,11 +50,34 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the store knows about an event's surroundings."""
+    """What the store knows about an event's surroundings.
+
+    Attributes:
+        customer_tenant: Whose the customer seems to be, by what its checkouts and subscriptions taught.
+        subscription_words: What is known of who owns the subscription.
+        customer_words: The same of the customer.
+        unknown: Tenants the event names that nobody opened.
+    """
 
     is_applied: bool = False
     subscription: Subscription | None = None
     customer_tenant: str | None = None
+    subscription_words: tuple[Word, ...] = ()
+    customer_words: tuple[Word, ...] = ()
+    unknown: frozenset[str] = frozenset()
+
+    def assigned(self, second: int) -> str | None:
+        """An operator's word, on the subscription before that on the customer."""
+        return assigned_at(self.subscription_words, second) or assigned_at(self.customer_words, second)
+
+    def owner(self, second: int) -> str | None:
+        """Whose the event's thing was, where the event does not say it and no operator did."""
+        return (
+            owner_at(self.subscription_words, second)
+            or owner_at(self.customer_words, second)
+            or (self.subscription.tenant if self.subscription else None)
+            or self.customer_tenant
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +96,10 @@ class Decision:
         row: The subscription's new row; its `version` is the one it was made from.
         wants_subscription: Fetch this subscription and decide again; without an answer, commit as it is.
         flag_customer: Look at all subscriptions of this customer again.
+        words: What the event says of who owns its object.
+        assigned: Whose an operator says the subscription is.
         reason: For a quarantine or a dead letter, a label.
+        named: The tenant it names that nobody opened.
     """
 
     outcome: Outcome
@@ -79,10 +107,13 @@ class Decision:
     row: Subscription | None = None
     facts: list[Fact] = field(default_factory=list)
     learned: Learned | None = None
+    words: tuple[Word, ...] = ()
+    assigned: str | None = None
     wants_subscription: str | None = None
     flag_customer: str | None = None
     wants_reconcile: bool = False
     reason: str = ""
+    named: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -110,18 +141,22 @@ def decide(
         return Decision(Outcome.DEAD, reason="meter_error")
     if kind is Handling.RECONCILE:
         return Decision(Outcome.APPLIED, wants_reconcile=True)
-    if kind is Handling.CUSTOMER:
-        return Decision(Outcome.APPLIED, learned=tenants.learned(event, None))
     said = hints(event)
-    row = known.subscription
     if event.object_id is None:
         return Decision(Outcome.IGNORED)
-    tenant = said.tenant or (row.tenant if row else None) or known.customer_tenant or looked_up
+    assigned = known.assigned(event.second)
+    if assigned is None and said.tenant in known.unknown:
+        return Decision(Outcome.QUARANTINED, reason="unknown_tenant", named=said.tenant)
+    if kind is Handling.CUSTOMER:
+        return _customer(event, known, assigned)
+    tenant = assigned or said.tenant or known.owner(event.second) or looked_up
     if tenant is None:
         return Decision(Outcome.QUARANTINED, reason="invalid_tenant" if said.invalid else "unmapped_tenant")
-    decided = Decision(Outcome.APPLIED, tenant, learned=tenants.learned(event, tenant))
+    decided = Decision(
+        Outcome.APPLIED, tenant, learned=tenants.learned(event, tenant), words=tuple(words(event))
+    )
     if kind is Handling.SUBSCRIPTION:
-        return _subscription(event, row, decided, tenant, is_current=is_current)
+        return _subscription(event, known, decided, said, is_current=is_current)
     return replace(
         decided,
         facts=_facts(event, kind, options),
@@ -135,7 +170,13 @@ def settle(decision: Decision, fetched: Fetched, source: str) -> Decision:
     assert decision.row is not None  # noqa: S101 only a decision about a subscription wants one fetched
     row = decision.row
     seen = observe_object(
-        row, row.id, row.tenant, fetched.state, second=fetched.second, source=source, tells_change=False
+        row,
+        row.id,
+        Ownership(row.tenant, row.tenant, assigned=decision.assigned),
+        fetched.state,
+        second=fetched.second,
+        source=source,
+        tells_change=False,
     )
     known = {fact.key for fact in decision.facts}
     facts = [*decision.facts, *(fact for fact in seen.facts if fact.key not in known)]
@@ -143,14 +184,24 @@ def settle(decision: Decision, fetched: Fetched, source: str) -> Decision:
 
 
 def _subscription(
-    event: StripeEvent, row: Subscription | None, decided: Decision, tenant: str, *, is_current: bool
+    event: StripeEvent, known: Known, decided: Decision, said: Hints, *, is_current: bool
 ) -> Decision:
     assert event.object is not None  # noqa: S101 decided on events with an object only
     assert event.object_id is not None  # noqa: S101 likewise
-    after = project(event.object)
+    assert decided.tenant is not None  # noqa: S101 likewise
+    row, after = known.subscription, project(event.object)
+    sure = replace(known, subscription_words=(*known.subscription_words, *decided.words))
+    assigned = known.assigned(NOW)
+    owned = Ownership(
+        then=decided.tenant,
+        now=sure.owner(NOW) or decided.tenant,
+        until=None if said.tenant is None else owner_at(known.customer_words, event.second - 1),
+        assigned=assigned,
+    )
+    decided = replace(decided, assigned=assigned)
     if is_current:
         seen = observe_object(
-            row, event.object_id, tenant, after, second=event.second, source=event.source, via="fetch"
+            row, event.object_id, owned, after, second=event.second, source=event.source, via="fetch"
         )
     else:
         observation = Observation(
@@ -160,7 +211,7 @@ def _subscription(
             before=project_before(event.object, event.previous),
             is_birth=event.type == "customer.subscription.created",
         )
-        seen = observe(row, event.object_id, tenant, observation, source=event.source)
+        seen = observe(row, event.object_id, owned, observation, source=event.source)
     if at(event.object, "items", "has_more") is True and seen.row.state.status not in TERMINAL:
         # Stripe cuts long lists in events; what was cut, only asking tells.
         row = msgspec.structs.replace(seen.row, needs_refetch=True)
@@ -168,10 +219,26 @@ def _subscription(
     return replace(
         decided,
         row=seen.row,
-        facts=seen.facts,
+        facts=[fact for fact in seen.facts if fact.tenant not in known.unknown],
         wants_subscription=event.object_id if seen.wants_fetch else None,
         notes=seen.notes,
     )
+
+
+def _customer(event: StripeEvent, known: Known, assigned: str | None) -> Decision:
+    """Whose a customer is; where that changed, both are told."""
+    assert event.object_id is not None  # noqa: S101 decided on events with an object only
+    said = words(event)
+    facts = [
+        fact
+        for word in said
+        if word.is_move and assigned is None
+        for fact in moved_facts(
+            Kind.CUSTOMER, word.id, word.before, word.after, second=word.second, source=event.source, data={}
+        )
+        if fact.tenant not in known.unknown
+    ]
+    return Decision(Outcome.APPLIED, facts=facts, learned=tenants.learned(event, None), words=tuple(said))
 
 
 def _facts(event: StripeEvent, kind: Handling, options: Options) -> list[Fact]:

@@ -21,6 +21,8 @@ from kgents_common import subjects
 STARTED = "subscription.started"
 UPDATED = "subscription.updated"
 ENDED = "subscription.ended"
+SUBSCRIPTION_MOVED = "subscription.moved"
+CUSTOMER_MOVED = "customer.moved"
 PAID = "payment.success"
 FAILED = "payment.failed"
 REFUNDED = "payment.refunded"
@@ -32,11 +34,13 @@ _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact, whose it is still to be said.
+    """One fact.
 
     Attributes:
-        key: The semantic key, e.g. `sub.started:sub_123`.
+        key: The semantic key, e.g. `pay.ok:in_123`.
         second: When it happened, in seconds since the epoch.
+        tenant: Whose it is, where that is not the tenant its event is of.
+        formerly: The key under which the version before told the same to the same tenant.
     """
 
     type: str
@@ -44,6 +48,8 @@ class Fact:
     second: int
     source: str
     data: Mapping[str, Any]
+    tenant: str | None = None
+    formerly: str | None = None
 
     def subject(self, tenant: str) -> str:
         """Where it is published."""

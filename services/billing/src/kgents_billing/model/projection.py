@@ -13,7 +13,11 @@ from typing import Any
 import msgspec
 
 from kgents_billing.model.event import Json, at, reference
+from kgents_common import subjects
 from kgents_common.errors import PermanentError
+
+# The name in Stripe's metadata under which the account's owner says whose an object is.
+TENANT_KEY = "tenant_id"
 
 
 class Item(msgspec.Struct, frozen=True, order=True):
@@ -25,7 +29,11 @@ class Item(msgspec.Struct, frozen=True, order=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscription at a moment; times in seconds since the epoch."""
+    """A subscription at a moment; times in seconds since the epoch.
+
+    Attributes:
+        tenant: Whose its metadata says it is; None where it says nothing usable.
+    """
 
     status: str
     customer: str | None = None
@@ -43,6 +51,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     created: int | None = None
     ended: int | None = None
     end_reason: str | None = None
+    tenant: str | None = None
 
 
 class UnreadableObjectError(PermanentError):
@@ -50,8 +59,10 @@ class UnreadableObjectError(PermanentError):
 
 
 _ENCODER = msgspec.json.Encoder(order="deterministic")
-# Who pays and when it was born do not change with it.
-COMPARED = tuple(name for name in State.__struct_fields__ if name not in ("created", "started", "customer"))
+# What a change is told of. Who pays and when it was born do not change with it; moves are told otherwise.
+COMPARED = tuple(
+    name for name in State.__struct_fields__ if name not in ("created", "started", "customer", "tenant")
+)
 
 
 def project(subscription: Json) -> State:
@@ -88,6 +99,7 @@ def project(subscription: Json) -> State:
         created=_second(subscription.get("created")),
         ended=_second(subscription.get("ended_at")),
         end_reason=_text(at(subscription, "cancellation_details", "reason")),
+        tenant=named_tenant(subscription),
     )
 
 
@@ -101,9 +113,34 @@ def project_before(subscription: Json, previous: Json | None) -> State | None:
         return None
 
 
+def named_tenant(thing: Json) -> str | None:
+    """The tenant an object's own metadata names; None where it names none that could be one."""
+    named = at(thing, "metadata", TENANT_KEY)
+    return named if isinstance(named, str) and subjects.is_tenant(named) else None
+
+
 def digest(state: State) -> str:
     """A short name of a state: equal states, equal names. Customer and times of birth do not count."""
-    values = [getattr(state, name) for name in COMPARED]
+    return _named(state, () if state.tenant is None else (state.tenant,))
+
+
+def content_digest(state: State) -> str:
+    """A short name of what a change is told of, whosever it is: facts' keys are made of it."""
+    return _named(state, ())
+
+
+def is_same(known: State, seen: State, *, tenant: str) -> bool:
+    """Whether what is known (of a thing that is `tenant`'s) is what is seen.
+
+    Rows of the version before do not know what metadata said, only whose the thing is.
+    """
+    if content_digest(known) != content_digest(seen):
+        return False
+    return known.tenant == seen.tenant or (known.tenant is None and seen.tenant == tenant)
+
+
+def _named(state: State, more: tuple[str, ...]) -> str:
+    values = [*(getattr(state, name) for name in COMPARED), *more]
     return hashlib.blake2b(_ENCODER.encode(values), digest_size=9).hexdigest()
 
 

@@ -16,14 +16,17 @@ from kgents_billing.model import facts as kinds
 from kgents_billing.model import order
 from kgents_billing.model.access import STARTED, TERMINAL, Access, access, is_known, may_follow
 from kgents_billing.model.facts import Fact, without_nothing
+from kgents_billing.model.moved import moved_facts
 from kgents_billing.model.order import Observation, Placed, Verdict, Window
-from kgents_billing.model.projection import State, changed_fields, digest
+from kgents_billing.model.ownership import Kind
+from kgents_billing.model.projection import State, changed_fields, content_digest, digest, is_same
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """What we know of one subscription.
 
     Attributes:
+        tenant: Whose it is now: who owned it at an event of the past, that event says.
         has_started: It was trialing or active at some time.
         observed_via: `event`, `fetch` or `reconcile`.
         needs_refetch: Its events do not tell (yet) which state is the last.
@@ -44,6 +47,27 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whose a subscription is.
+
+    Attributes:
+        then: Whose it was at the event.
+        now: Whose it is, where its last state does not say.
+        until: Whose it was right before the event, where the state before it does not say.
+        assigned: An operator's word, above everything a state says.
+    """
+
+    then: str
+    now: str
+    until: str | None = None
+    assigned: str | None = None
+
+    def of(self, state: State) -> str:
+        """Whose it is while this state is the last."""
+        return self.assigned or state.tenant or self.now
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What an observation leads to.
 
@@ -59,18 +83,18 @@ class Observed:
 
 
 def observe(
-    row: Subscription | None, subscription_id: str, tenant: str, seen: Observation, *, source: str
+    row: Subscription | None, subscription_id: str, owned: Ownership, seen: Observation, *, source: str
 ) -> Observed:
     """The row after an event, and the event's facts."""
     placed = order.place(row.state if row else None, row.window if row else None, seen)
     notes = _notes(row, seen, placed)
     is_illegal = "illegal_transition" in notes
-    new = _advance(row, subscription_id, tenant, placed, seen, via="event")
+    new = _advance(row, subscription_id, owned, placed, seen, via="event")
     if is_illegal:
         new = msgspec.structs.replace(new, needs_refetch=True)
     return Observed(
         row=new,
-        facts=_facts(new, seen, source),
+        facts=[*_moved(new, owned, seen, source), *_facts(new, seen, source, owned.then)],
         wants_fetch=placed.verdict is Verdict.AMBIGUOUS or is_illegal,
         notes=notes,
     )
@@ -79,7 +103,7 @@ def observe(
 def observe_object(
     row: Subscription | None,
     subscription_id: str,
-    tenant: str,
+    owned: Ownership,
     state: State,
     *,
     second: int,
@@ -98,9 +122,12 @@ def observe_object(
     if row is not None and row.state.status in TERMINAL and state.status not in TERMINAL:
         return Observed(row)  # what has ended does not come back: an answer older than the end
     seen = Observation("", second, state)
-    new = _advance(row, subscription_id, tenant, order.fetched(state, second), seen, via=via)
-    facts = _lasting_facts(new, seen, source)
-    is_different = row is not None and digest(row.state) != digest(state)
+    new = _advance(row, subscription_id, owned, order.fetched(state, second), seen, via=via)
+    facts = _lasting_facts(new, seen, source, new.tenant)
+    is_different = row is not None and not is_same(row.state, state, tenant=row.tenant)
+    if tells_change and row is not None:
+        facts += _moved_between(row.tenant, new.tenant, new.id, state, second, source)
+        is_different = is_different and content_digest(row.state) != content_digest(state)
     if tells_change and row is not None and is_different and state.status not in TERMINAL and new.has_started:
         facts.append(_updated(new.id, row.state, state, second, source))
     return Observed(new, facts, notes=("drift",) if is_different else ())
@@ -109,12 +136,13 @@ def observe_object(
 def _advance(
     row: Subscription | None,
     subscription_id: str,
-    tenant: str,
+    owned: Ownership,
     placed: Placed,
     seen: Observation,
     *,
     via: str,
 ) -> Subscription:
+    tenant = owned.of(placed.state)
     old = row or Subscription(id=subscription_id, tenant=tenant, state=placed.state, window=placed.window)
     given = access(placed.state.status)
     is_applied = placed.verdict is not Verdict.KEEP
@@ -153,34 +181,51 @@ def _notes(row: Subscription | None, seen: Observation, placed: Placed) -> tuple
     return tuple(notes)
 
 
-def _facts(row: Subscription, seen: Observation, source: str) -> list[Fact]:
-    found = _lasting_facts(row, seen, source)
+def _moved(row: Subscription, owned: Ownership, seen: Observation, source: str) -> list[Fact]:
+    """What a change of its metadata tells, which is no change where an operator said whose it is."""
+    after, until = seen.after.tenant, (seen.before.tenant if seen.before else None) or owned.until
+    if seen.before is None or after is None or until is None or owned.then != after:
+        return []
+    if seen.before.tenant == after:
+        return []
+    return _moved_between(until, after, row.id, seen.after, seen.second, source)
+
+
+def _moved_between(before: str, after: str, name: str, state: State, second: int, source: str) -> list[Fact]:
+    data = {"customer": state.customer, "status": state.status, "access": access(state.status).value}
+    return moved_facts(Kind.SUBSCRIPTION, name, before, after, second=second, source=source, data=data)
+
+
+def _facts(row: Subscription, seen: Observation, source: str, tenant: str) -> list[Fact]:
+    found = _lasting_facts(row, seen, source, tenant)
     before, after = seen.before, seen.after
     is_start = (before is None or before.status not in STARTED) and after.status in ("trialing", "active")
     is_told_otherwise = is_start or seen.is_birth or after.status in TERMINAL
     is_before_start = after.status == "incomplete"
     if is_told_otherwise or is_before_start:
         return found
-    if before is not None and digest(before) != digest(after):
+    if before is not None and content_digest(before) != content_digest(after):
         found.append(_updated(row.id, before, after, seen.second, source))
     return found
 
 
-def _lasting_facts(row: Subscription, seen: Observation, source: str) -> list[Fact]:
-    """Start and end: once each, whichever event shows them."""
+def _lasting_facts(row: Subscription, seen: Observation, source: str, tenant: str) -> list[Fact]:
+    """Start and end, whichever event shows them: one start for each tenant that has it, one end."""
     found: list[Fact] = []
     if _shows_start(seen):
-        found.append(_started(row, seen, source))
+        found.append(_started(row, seen, source, tenant))
     if row.has_started and row.state.status in TERMINAL:
         found.append(_ended(row, source))
     return found
 
 
-def _started(row: Subscription, seen: Observation, source: str) -> Fact:
+def _started(row: Subscription, seen: Observation, source: str, tenant: str) -> Fact:
     state = seen.after
     return Fact(
         type=kinds.STARTED,
-        key=f"sub.started:{row.id}",
+        key=f"sub.started:{row.id}:{tenant}",
+        formerly=f"sub.started:{row.id}",
+        tenant=tenant,
         second=state.created or state.started or seen.second,
         source=source,
         data=without_nothing(
@@ -200,6 +245,7 @@ def _ended(row: Subscription, source: str) -> Fact:
     return Fact(
         type=kinds.ENDED,
         key=f"sub.ended:{row.id}",
+        tenant=row.tenant,
         second=second,
         source=source,
         data=without_nothing(
@@ -220,7 +266,7 @@ def _updated(subscription_id: str, before: State, after: State, second: int, sou
     return Fact(
         type=kinds.UPDATED,
         # Named by what changed and when, not by the event: under two ids it is still one change.
-        key=f"sub.updated:{subscription_id}:{second}:{digest(before)[:12]}:{digest(after)[:12]}",
+        key=f"sub.updated:{subscription_id}:{second}:{content_digest(before)[:12]}:{content_digest(after)[:12]}",
         second=second,
         source=source,
         data=without_nothing(

@@ -6,15 +6,17 @@ link's URL, so whoever pays may choose it: it never replaces what metadata said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 from kgents_billing.model.event import Json, StripeEvent, at, reference
+from kgents_billing.model.ownership import Kind, Word
 from kgents_billing.model.payments import invoice_subscription
+from kgents_billing.model.projection import TENANT_KEY, named_tenant
 from kgents_common import subjects
 
-KEY = "tenant_id"
+KEY = TENANT_KEY
 
 
 class Trust(IntEnum):
@@ -35,6 +37,7 @@ class Hints:
         subscription: By which a tenant may be known.
         references: Charges and payment intents by which a customer may be known.
         invalid: A tenant was named that cannot be one.
+        before: The tenant the object named until this event.
     """
 
     tenants: tuple[str, ...] = ()
@@ -42,6 +45,7 @@ class Hints:
     subscription: str | None = None
     references: tuple[str, ...] = ()
     invalid: bool = False
+    before: str | None = None
 
     @property
     def tenant(self) -> str | None:
@@ -101,6 +105,7 @@ def hints(event: StripeEvent) -> Hints:
         subscription=subscription,
         references=tuple(_references(thing, event.object_id if family == "charge" else None)),
         invalid=bool(given) and not valid,
+        before=_named_before(event),
     )
 
 
@@ -126,6 +131,29 @@ def learned(event: StripeEvent, tenant: str | None) -> Learned | None:
         return Learned(said.customer, said.tenant, trust, said.references)
     # A subscription's or an invoice's own word; where it has none, there is nothing to learn but references.
     return Learned(said.customer, said.tenant if tenant else None, Trust.SUBSCRIPTION, said.references)
+
+
+def words(event: StripeEvent) -> list[Word]:
+    """What an event says of who owns its object, where that is a subscription or a customer.
+
+    Only an object's own metadata counts. Where it stayed the same, the word says no more than whose the
+    object was then.
+    """
+    family = family_of(event.type)
+    if event.object is None or event.object_id is None or family not in (Kind.SUBSCRIPTION, Kind.CUSTOMER):
+        return []
+    after, before = named_tenant(event.object), _named_before(event)
+    if after is None:
+        return []
+    return [Word(Kind(family), event.object_id, event.second, after, before or "")]
+
+
+def _named_before(event: StripeEvent) -> str | None:
+    """The tenant the object's metadata named until this event; None where it was this one, or none."""
+    changed = at(event.previous, "metadata")
+    if not isinstance(changed, Mapping) or KEY not in changed:
+        return None
+    return named_tenant({"metadata": changed})
 
 
 def family_of(event_type: str) -> str:

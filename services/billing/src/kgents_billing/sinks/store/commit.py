@@ -5,7 +5,7 @@ Keys decide what happens once: the event's id, the subscription's version, the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,9 +16,14 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_billing.model.decision import Decision, Known, Outcome
 from kgents_billing.model.event import StripeEvent
 from kgents_billing.model.facts import Fact
-from kgents_billing.model.subscription import Subscription
+from kgents_billing.model.ownership import NOW, Kind
+from kgents_billing.model.projection import State
+from kgents_billing.model.subscription import Ownership, Subscription
 from kgents_billing.model.tenant import Hints, Learned, hints
+from kgents_billing.sinks.store.owners import follow, say, words_about
 from kgents_billing.sinks.store.subscriptions import COLUMNS, as_stored
+from kgents_billing.sinks.store.telling import tell
+from kgents_billing.sinks.store.tenants import unknown_of
 from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
 from kgents_common.errors import TransientError
@@ -26,10 +31,10 @@ from kgents_common.errors import TransientError
 RECONCILE_SUBSCRIPTIONS = "subscriptions"
 
 _CUSTOMER = """
-select tenant from billing.customer
-where id = coalesce(
+select who.id, customer.tenant
+from (select coalesce(
     %(customer)s, (select customer from billing.reference where id = any(%(references)s) order by id limit 1)
-)
+) as id) as who left join billing.customer using (id)
 """
 _APPLIED = """
 insert into billing.applied (event_id, type, outcome)
@@ -50,13 +55,6 @@ update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, st
     version = version + 1, updated_at = now()
 where id = %(id)s and version = %(version)s
 """
-_FACTS = """
-insert into billing.fact (key, tenant, type, subject, body, traceparent)
-select key, %(tenant)s, type, subject, body, %(traceparent)s
-from unnest(%(keys)s::text[], %(types)s::text[], %(subjects)s::text[], %(bodies)s::bytea[])
-    with ordinality as t (key, type, subject, body, place) order by place
-on conflict (key) do nothing returning key
-"""
 # Which word stands does not depend on the order in which words arrive.
 _LEARN = """
 insert into billing.customer as c (id, tenant, trust, second, is_deleted)
@@ -72,9 +70,11 @@ on conflict (id) do update set
     )
 """
 _QUARANTINE = """
-insert into billing.quarantine (event_id, type, customer, subject, body, epoch, seq, reason)
-values (%(id)s, %(type)s, %(customer)s, %(subject)s, %(body)s, %(epoch)s, %(seq)s, %(reason)s)
-on conflict (event_id) do nothing
+insert into billing.quarantine (event_id, type, customer, subscription, named, subject, body, epoch, seq,
+    reason)
+values (%(id)s, %(type)s, %(customer)s, %(subscription)s, %(named)s, %(subject)s, %(body)s, %(epoch)s,
+    %(seq)s, %(reason)s)
+on conflict (event_id) do update set reason = excluded.reason, named = excluded.named
 """
 _DEAD = """
 insert into billing.dead (event_id, type, subject, body, epoch, seq, code, detail)
@@ -111,10 +111,20 @@ class Committed:
 
 
 class Store:
-    """Reads what a decision needs and commits what it says."""
+    """Reads what a decision needs and commits what it says.
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection], crash_points: CrashPoints) -> None:
+    Args:
+        knows: Whether a key names this tenant; None where every name is a tenant's.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[AsyncConnection],
+        crash_points: CrashPoints,
+        knows: Callable[[str], bool] | None = None,
+    ) -> None:
         self._pool = pool
+        self._knows = knows
         self._crash_points = crash_points
 
     async def known(self, event_ids: Sequence[str], said: Hints) -> Known:
@@ -143,16 +153,51 @@ class Store:
                             [said.subscription],
                         )
                     ).fetchone()
-                tenant = None
-                if said.customer is not None or said.references:
-                    tenant = await (
-                        await connection.execute(
-                            _CUSTOMER, {"customer": said.customer, "references": list(said.references)}
-                        )
-                    ).fetchone()
+                who = await (
+                    await connection.execute(
+                        _CUSTOMER, {"customer": said.customer, "references": list(said.references)}
+                    )
+                ).fetchone()
+                customer, tenant = who or (None, None)
+                words = await words_about(connection, said.subscription, customer)
+                named = [name for name in (said.tenant, said.before) if name is not None]
+                unknown = await unknown_of(connection, named, self._knows)
         return Known(
-            subscription=as_stored(row).row if row else None, customer_tenant=tenant[0] if tenant else None
+            subscription=as_stored(row).row if row else None,
+            customer_tenant=tenant,
+            subscription_words=tuple(word for word in words if word.kind is Kind.SUBSCRIPTION),
+            customer_words=tuple(word for word in words if word.kind is Kind.CUSTOMER),
+            unknown=unknown,
         )
+
+    async def only_open(self, state: State) -> State:
+        """The state, naming no tenant where it names one that nobody opened.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        if state.tenant is None:
+            return state
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                unknown = await unknown_of(connection, [state.tenant], self._knows)
+        return msgspec.structs.replace(state, tenant=None) if unknown else state
+
+    async def ownership(
+        self, name: str, row: Subscription | None, state: State, looked_up: str | None = None
+    ) -> Ownership | None:
+        """Whose a subscription is that was looked at; None where nobody knows.
+
+        Args:
+            looked_up: Whose Stripe's customer object says it is.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        known = await self.known([], Hints(subscription=name, customer=state.customer))
+        assigned = known.assigned(NOW)
+        now = state.tenant or known.owner(NOW) or (row.tenant if row else None) or looked_up or assigned
+        return None if now is None else Ownership(now, now, assigned=assigned)
 
     async def commit(
         self, event: StripeEvent, decision: Decision, origin: Origin, *, detail: str = "", again: bool = False
@@ -192,7 +237,7 @@ class Store:
         with transient_errors():
             async with self._pool.connection() as connection, connection.transaction():
                 await self._put(connection, row, livemode=livemode)
-                return await self._tell(connection, row.tenant, facts, traceparent)
+                return await tell(connection, row.tenant, facts, traceparent)
 
     async def put_off(self, subscription_id: str) -> None:
         """Let the others that wait for a look at Stripe go first.
@@ -246,9 +291,9 @@ class Store:
                 "update billing.cursor set second = 0 where name = %s", [RECONCILE_SUBSCRIPTIONS]
             )
         await connection.execute("delete from billing.quarantine where event_id = %s", [event.id])
-        if decision.tenant is None:
-            return 0
-        return await self._tell(connection, decision.tenant, decision.facts, origin.traceparent)
+        await say(connection, decision.words, event.id)
+        await follow(connection, decision.words)
+        return await tell(connection, decision.tenant, decision.facts, origin.traceparent)
 
     async def _put(self, connection: AsyncConnection, row: Subscription, *, livemode: bool) -> None:
         values = {
@@ -269,24 +314,6 @@ class Store:
         written = await connection.execute(_INSERT if row.version == 0 else _UPDATE, values)
         if written.rowcount == 0:
             raise OvertakenError(f"subscription {row.id} was written meanwhile")
-
-    async def _tell(
-        self, connection: AsyncConnection, tenant: str, facts: Sequence[Fact], traceparent: str | None
-    ) -> int:
-        if not facts:
-            return 0
-        told = await connection.execute(
-            _FACTS,
-            {
-                "tenant": tenant,
-                "traceparent": traceparent,
-                "keys": [fact.key for fact in facts],
-                "types": [fact.type for fact in facts],
-                "subjects": [fact.subject(tenant) for fact in facts],
-                "bodies": [fact.body(tenant) for fact in facts],
-            },
-        )
-        return len(await told.fetchall())
 
     async def _learn(self, connection: AsyncConnection, learned: Learned, second: int) -> None:
         if learned.tenant is not None or learned.is_deleted:
@@ -320,6 +347,8 @@ class Store:
                 "id": event.id,
                 "type": event.type,
                 "customer": hints(event).customer,
+                "subscription": hints(event).subscription,
+                "named": decision.named,
                 "subject": origin.subject,
                 "body": origin.body,
                 "epoch": origin.epoch,

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_common.database import transient_errors
 from kgents_common.errors import PermanentError
 
-_WAITING = "event_id, type, customer, subject, body, epoch, seq, reason, first_at, tries, next_at"
+_WAITING = "event_id, type, customer, named, subject, body, epoch, seq, reason, first_at, tries, next_at"
 _DEAD = "id, event_id, type, subject, body, epoch, seq, code, detail, at, state, settled_at, reason"
 FIRST_WAIT = timedelta(seconds=5)
 LONGEST_WAIT = timedelta(minutes=10)
@@ -28,6 +28,7 @@ class Waiting:
     event_id: str
     type: str
     customer: str | None
+    named: str | None
     subject: str
     body: bytes
     epoch: datetime

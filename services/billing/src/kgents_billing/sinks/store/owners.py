@@ -1,10 +1,13 @@
-"""Whose events are, by what earlier events taught; it learns nothing itself."""
+"""Whose things are and were: words about ownership, kept and read; what they say together is the model's."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_billing.model.ownership import NOW, Kind, SaidBy, Word, assigned_at, owner_at
 from kgents_billing.model.tenant import Hints, Owner
 from kgents_common.database import transient_errors
 
@@ -21,6 +24,65 @@ select coalesce(
     (select tenant from billing.customer where id = %(customer)s)
 )
 """
+
+_WORDS = """
+select kind, id, second, after, before, said_by from billing.owner
+where (kind = 'subscription' and id = %(subscription)s) or (kind = 'customer' and id = %(customer)s)
+order by second, before, after
+"""
+# A word that only repeats an earlier one is left out: one that came before it may be repeated.
+_SAY = """
+insert into billing.owner (kind, id, second, before, after, said_by, event_id)
+select %(kind)s, %(id)s, %(second)s, %(before)s, %(after)s, %(said_by)s, %(event)s
+where %(before)s <> '' or %(said_by)s = 'operator' or not exists (
+    select 1 from billing.owner
+    where kind = %(kind)s and id = %(id)s and after = %(after)s and second <= %(second)s and said_by = 'event'
+)
+on conflict do nothing
+"""
+# Subscriptions that never said whose they are follow their customer.
+_FOLLOW = """
+update billing.subscription set tenant = %(tenant)s, version = version + 1, updated_at = now()
+where customer = %(customer)s and tenant <> %(tenant)s and state ->> 'tenant' is null
+    and not exists (select 1 from billing.owner where kind = 'subscription' and owner.id = subscription.id)
+"""
+
+
+async def words_about(
+    connection: AsyncConnection, subscription: str | None, customer: str | None
+) -> list[Word]:
+    """Everything said of who owns a subscription, and a customer."""
+    found = await connection.execute(_WORDS, {"subscription": subscription, "customer": customer})
+    return [
+        Word(Kind(kind), name, second, after, before, SaidBy(said_by))
+        for kind, name, second, after, before, said_by in await found.fetchall()
+    ]
+
+
+async def say(connection: AsyncConnection, words: Sequence[Word], event_id: str | None) -> None:
+    """Keep words."""
+    for word in words:
+        await connection.execute(
+            _SAY,
+            {
+                "kind": word.kind.value,
+                "id": word.id,
+                "second": word.second,
+                "before": word.before,
+                "after": word.after,
+                "said_by": word.said_by.value,
+                "event": event_id,
+            },
+        )
+
+
+async def follow(connection: AsyncConnection, words: Sequence[Word]) -> None:
+    """Subscriptions that never said whose they are go where their customer goes."""
+    for word in words:
+        if word.kind is Kind.CUSTOMER:
+            known = await words_about(connection, None, word.id)
+            now = assigned_at(known, NOW) or owner_at(known, NOW)
+            await connection.execute(_FOLLOW, {"customer": word.id, "tenant": now})
 
 
 class Owners:
