@@ -18,7 +18,7 @@ import nats
 import psycopg
 import pytest
 
-from kgents_devstack.demo.run import ledger_counts, stream_messages
+from kgents_devstack.demo.watch import ledger_counts, stream_messages
 from kgents_devstack.servers import PostgresServer
 from kgents_devstack.services import ServiceProcess
 from kgents_devstack.stack import Stack, StackOptions

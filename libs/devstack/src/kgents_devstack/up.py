@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from kgents_devstack import kept
-from kgents_devstack.demo.run import ledger_counts, stream_messages
+from kgents_devstack.demo.watch import ledger_counts, stream_messages
 from kgents_devstack.servers import StartError
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
@@ -10,10 +10,10 @@ from kgents_devstack.bench.apply import measure_apply
 from kgents_devstack.bench.door import measure_door, measure_door_unsynced, measure_webhooks
 from kgents_devstack.bench.facts import measure_facts
 from kgents_devstack.bench.freshness import measure_freshness
-from kgents_devstack.bench.report import Figure, show
+from kgents_devstack.bench.report import Figure, Report
 from kgents_devstack.bench.soak import measure_soak
 
-BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
+BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
     "apply": measure_apply,
     "door": measure_door,
     "unsynced": measure_door_unsynced,
@@ -22,21 +22,25 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "facts": measure_facts,
 }
 # Too long for everybody's habit: run when named.
-LONG: dict[str, Callable[[], list[Figure]]] = {"soak": measure_soak}
+LONG: dict[str, Callable[[], Iterator[Figure]]] = {"soak": measure_soak}
 
 
 def run_bench(only: list[str]) -> int:
-    """Run the named benchmarks, or all but the long; 1 where a target is missed, 2 for an unknown name."""
+    """Run the named benchmarks, or all but the long.
+
+    Returns:
+        1 where a target is missed or a part failed, 2 for an unknown name.
+    """
     known = BENCHMARKS | LONG
     unknown = set(only) - set(known)
     if unknown:
         print(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
         return 2
-    console = Console()
-    figures: list[Figure] = []
-    for name, measure in known.items():
-        if name in only or (not only and name in BENCHMARKS):
-            console.print(f"measuring {name} …")
-            figures += measure()
-    show(console, figures)
-    return 0 if all(figure.is_met for figure in figures) else 1
+    report = Report(Console())
+    try:
+        for name, measure in known.items():
+            if name in only or (not only and name in BENCHMARKS):
+                report.run(name, measure())
+    finally:
+        report.end()
+    return 0 if report.is_good else 1

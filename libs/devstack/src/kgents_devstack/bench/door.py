@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -36,12 +37,12 @@ class Load:
     p99_ms: float
 
 
-def measure_door() -> list[Figure]:
+def measure_door() -> Iterator[Figure]:
     """Single events and batches of a hundred, on a server that syncs every message, as P1 wants of R1."""
     return _measure("door", sync_always=True)
 
 
-def measure_door_unsynced() -> list[Figure]:
+def measure_door_unsynced() -> Iterator[Figure]:
     """The same where syncing is left to the kernel: what the door costs when the disk is no ceiling.
 
     It has no targets: acknowledgements that are not synced are not durable on one server (P1).
@@ -49,7 +50,7 @@ def measure_door_unsynced() -> list[Figure]:
     return _measure("unsynced door", sync_always=False)
 
 
-def _measure(name: str, *, sync_always: bool) -> list[Figure]:
+def _measure(name: str, *, sync_always: bool) -> Iterator[Figure]:
     with Collector() as collector:
         told = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
@@ -57,38 +58,37 @@ def _measure(name: str, *, sync_always: bool) -> list[Figure]:
             "OTEL_TRACES_SAMPLER_ARG": str(SAMPLED),
         }
         options = {"services": ("api",), "environment": {"api": told}, "sync_always": sync_always}
+        least, most = (0.6, 2.5) if sync_always else (None, None)
         with running(**options) as stack, _floor(stack) as floor:
-            single = _rounds(stack, floor.url, 1)
-            batch = _rounds(stack, floor.url, 100)
+            bare, door = _rounds(stack, floor.url, 1)
+            yield Figure(f"{name}: floor, single events", bare.per_second, "req/s")
+            yield Figure(f"{name}: single events", door.per_second, "req/s")
+            ratio = door.per_second / bare.per_second
+            yield Figure(f"{name}: ratio, single events", ratio, "×", target=least)
+            yield Figure(f"{name}: floor p99, single events", bare.p99_ms, "ms")
+            yield Figure(f"{name}: p99, single events", door.p99_ms, "ms")
+            ratio = door.p99_ms / bare.p99_ms
+            yield Figure(f"{name}: ratio of p99", ratio, "×", target=most, at_most=True)
+            bare, door = _rounds(stack, floor.url, 100)
+            yield Figure(f"{name}: floor, batches of 100", bare.per_second * 100, "events/s")
+            yield Figure(f"{name}: batches of 100", door.per_second * 100, "events/s")
+            ratio = door.per_second / bare.per_second
+            yield Figure(f"{name}: ratio, batches of 100", ratio, "×", target=least)
         if not collector.received_bytes:
             raise RuntimeError("nothing was traced: this is not what is to be measured")
-    ratio, batch_ratio = (door.per_second / bare.per_second for bare, door in (single, batch))
-    least, most = (0.6, 2.5) if sync_always else (None, None)
-    return [
-        Figure(f"{name}: floor, single events", single[0].per_second, "req/s"),
-        Figure(f"{name}: single events", single[1].per_second, "req/s"),
-        Figure(f"{name}: ratio, single events", ratio, "×", target=least),
-        Figure(f"{name}: floor p99, single events", single[0].p99_ms, "ms"),
-        Figure(f"{name}: p99, single events", single[1].p99_ms, "ms"),
-        Figure(f"{name}: ratio of p99", single[1].p99_ms / single[0].p99_ms, "×", target=most, at_most=True),
-        Figure(f"{name}: floor, batches of 100", batch[0].per_second * 100, "events/s"),
-        Figure(f"{name}: batches of 100", batch[1].per_second * 100, "events/s"),
-        Figure(f"{name}: ratio, batches of 100", batch_ratio, "×", target=least),
-    ]
 
 
-def measure_webhooks() -> list[Figure]:
+def measure_webhooks() -> Iterator[Figure]:
     """Stripe's webhooks of 5 kB, each signed and of an id of its own."""
     with running(services=("api",)) as stack, _floor(stack) as floor:
         found = _rounds(stack, floor.url, 1, path=WEBHOOKS, key=stack.webhook_secret)
-    return [
-        Figure("webhooks: floor", found[0].per_second, "req/s"),
-        Figure("webhooks: door", found[1].per_second, "req/s"),
-        Figure("webhooks: ratio", found[1].per_second / found[0].per_second, "×", target=0.6),
-        Figure("webhooks: floor p99", found[0].p99_ms, "ms"),
-        Figure("webhooks: p99", found[1].p99_ms, "ms"),
-        Figure("webhooks: ratio of p99", found[1].p99_ms / found[0].p99_ms, "×", target=2.5, at_most=True),
-    ]
+    bare, door = found
+    yield Figure("webhooks: floor", bare.per_second, "req/s")
+    yield Figure("webhooks: door", door.per_second, "req/s")
+    yield Figure("webhooks: ratio", door.per_second / bare.per_second, "×", target=0.6)
+    yield Figure("webhooks: floor p99", bare.p99_ms, "ms")
+    yield Figure("webhooks: p99", door.p99_ms, "ms")
+    yield Figure("webhooks: ratio of p99", door.p99_ms / bare.p99_ms, "×", target=2.5, at_most=True)
 
 
 def _floor(stack: Stack) -> ServiceProcess:

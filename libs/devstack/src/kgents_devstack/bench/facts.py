@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import msgspec
 import nats
 from nats.aio.msg import Msg
 
 from kgents_devstack.bench.load import WEBHOOKS, webhook
+from kgents_devstack.bench.offer import Line, at_rate, post
 from kgents_devstack.bench.report import Figure
 from kgents_devstack.bench.system import running
 from kgents_devstack.stack import Stack
@@ -20,15 +21,16 @@ from kgents_devstack.stripe import objects
 
 EVENTS_PER_SECOND = 200
 SECONDS = 20
+CONNECTIONS = 64
 MIB = 1024 * 1024
 
 
-def measure_facts() -> list[Figure]:
+def measure_facts() -> Iterator[Figure]:
     """Every event starts a subscription of its own."""
     with running(services=("billing", "api")) as stack:
         latencies = sorted(asyncio.run(_measure(stack)))
         resident = stack.service("billing").resident_bytes() / MIB
-    return [
+    yield from [
         Figure("facts: told", len(latencies), "", target=EVENTS_PER_SECOND * SECONDS),
         Figure("facts: accepted → fact p50", latencies[len(latencies) // 2], "s"),
         Figure(
@@ -55,33 +57,33 @@ async def _measure(stack: Stack) -> list[float]:
 
     client = await nats.connect(stack.nats.url)
     await client.subscribe("events.billing.>", cb=heard)
-    async with httpx.AsyncClient(
-        base_url=stack.service("api").url, timeout=httpx.Timeout(30, pool=None)
-    ) as door:
 
-        async def send(name: str) -> None:
-            thing = _subscription(name)
-            body, signature = webhook(
-                stack.webhook_secret,
-                f"evt_{name}",
-                thing,
-                kind="customer.subscription.created",
-                second=thing["created"],
-            )
-            headers = {"stripe-signature": signature, "content-type": "application/json"}
-            (await door.post(WEBHOOKS, content=body, headers=headers)).raise_for_status()
-            accepted[name] = time.perf_counter()
+    async def send(line: Line, _: int) -> None:
+        name = f"sub_{uuid.uuid4().hex}"
+        thing = _subscription(name)
+        body, signature = webhook(
+            stack.webhook_secret,
+            f"evt_{name}",
+            thing,
+            kind="customer.subscription.created",
+            second=thing["created"],
+        )
+        status, answer = await line.ask(
+            post(WEBHOOKS, body, stripe_signature=signature, content_type="application/json")
+        )
+        if status != 200:
+            raise RuntimeError(f"{status}: {answer.decode(errors='replace')}")
+        accepted[name] = time.perf_counter()
 
-        began = time.perf_counter()
-        sending: list[asyncio.Task[None]] = []
-        for number in range(total):
-            wait = began + number / EVENTS_PER_SECOND - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            sending.append(asyncio.create_task(send(f"sub_{uuid.uuid4().hex}")))
-        await asyncio.gather(*sending)
-        async with asyncio.timeout(60):
-            await is_done.wait()
+    await at_rate(
+        stack.service("api").port,
+        per_second=EVENTS_PER_SECOND,
+        seconds=SECONDS,
+        connections=CONNECTIONS,
+        send=send,
+    )
+    async with asyncio.timeout(60):
+        await is_done.wait()
     await client.close()
     return [max(0.0, told[name] - accepted[name]) for name in accepted]
 

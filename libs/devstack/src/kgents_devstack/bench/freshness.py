@@ -5,28 +5,31 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import msgspec
 
+from kgents_devstack.bench.offer import Line, at_rate, get, post
 from kgents_devstack.bench.report import Figure
 from kgents_devstack.bench.system import running
 
 EVENTS_PER_SECOND = 1000
 SECONDS = 20
 BATCH = 20
+CONNECTIONS = 32
+WAIT_SECONDS = 30
 MIB = 1024 * 1024
 
 
-def measure_freshness() -> list[Figure]:
+def measure_freshness() -> Iterator[Figure]:
     """A steady load; a few probes a second are watched until the reads have them."""
     services = ("metering", "reads", "api")
     with running(services=services) as stack:
         api = stack.service("api")
-        latencies = sorted(asyncio.run(_measure(api.url, stack.reads.url, stack.keys["acme"])))
+        latencies = sorted(asyncio.run(_measure(api.port, stack.reads.port, stack.keys["acme"])))
         memory = {name: stack.service(name).resident_bytes() / MIB for name in services}
-    return [
+    yield from [
         Figure("freshness: probes", len(latencies), ""),
         Figure("freshness: accept → queryable p50", latencies[len(latencies) // 2], "s"),
         Figure(
@@ -43,41 +46,47 @@ def measure_freshness() -> list[Figure]:
     ]
 
 
-async def _measure(api: str, reads_url: str, key: str) -> list[float]:
-    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+async def _measure(api: int, reads: int, key: str) -> list[float]:
+    bearer = f"Bearer {key}"
     latencies: list[float] = []
-    watchers: set[asyncio.Task[None]] = set()
-    async with (
-        httpx.AsyncClient(base_url=api, headers=headers, timeout=30) as door,
-        httpx.AsyncClient(base_url=reads_url, headers=headers, timeout=30) as reads,
-    ):
+    watchers: list[asyncio.Task[None]] = []
 
-        async def send(number: int) -> None:
-            model = f"probe-{number}" if number % 10 == 0 else "m"
-            events = [_event("m") for _ in range(BATCH - 1)] + [_event(model)]
-            (await door.post("/v1/events", content=msgspec.json.encode(events))).raise_for_status()
-            if model != "m":
-                await _until_shown(reads, model, time.perf_counter(), latencies)
+    async def send(line: Line, number: int) -> None:
+        model = f"probe-{number}" if number % 10 == 0 else "m"
+        events = [_event("m") for _ in range(BATCH - 1)] + [_event(model)]
+        request = post(
+            "/v1/events",
+            msgspec.json.encode(events),
+            authorization=bearer,
+            content_type="application/cloudevents-batch+json",
+        )
+        status, answer = await line.ask(request)
+        if status != 202:
+            raise RuntimeError(f"{status}: {answer.decode(errors='replace')}")
+        if model != "m":
+            shown = _until_shown(reads, bearer, model, time.perf_counter(), latencies)
+            watchers.append(asyncio.create_task(shown))
 
-        began = time.perf_counter()
-        for number in range(SECONDS * EVENTS_PER_SECOND // BATCH):
-            wait = began + number * BATCH / EVENTS_PER_SECOND - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            task = asyncio.create_task(send(number))
-            watchers.add(task)
-            task.add_done_callback(watchers.discard)
-        await asyncio.gather(*watchers)
+    await at_rate(
+        api, per_second=EVENTS_PER_SECOND / BATCH, seconds=SECONDS, connections=CONNECTIONS, send=send
+    )
+    await asyncio.gather(*watchers)
     return latencies
 
 
-async def _until_shown(reads: httpx.AsyncClient, model: str, accepted: float, latencies: list[float]) -> None:
-    path = f"/api/v1/meters/llm_calls/query?filterGroupBy[model]={model}&groupBy=model"
-    while time.perf_counter() - accepted < 30:
-        if (await reads.get(path)).json()["data"]:
+async def _until_shown(reads: int, bearer: str, model: str, accepted: float, latencies: list[float]) -> None:
+    """Ask the reads until they have it; a probe that is never shown took as long as was waited."""
+    line = await Line.open(reads)
+    request = get(
+        f"/api/v1/meters/llm_calls/query?filterGroupBy[model]={model}&groupBy=model", authorization=bearer
+    )
+    while time.perf_counter() - accepted < WAIT_SECONDS:
+        status, body = await line.ask(request)
+        if status == 200 and msgspec.json.decode(body)["data"]:
             break
         await asyncio.sleep(0.02)
     latencies.append(time.perf_counter() - accepted)
+    line.close()
 
 
 def _event(model: str) -> dict[str, Any]:

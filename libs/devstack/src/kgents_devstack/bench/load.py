@@ -1,7 +1,4 @@
-"""A closed-loop HTTP load on loopback: so many connections, each with one request under way, for so long.
-
-Written on asyncio's streams: a client library would cost more than what it measures.
-"""
+"""A closed-loop HTTP load on loopback: so many connections, each with one request under way, for so long."""
 
 from __future__ import annotations
 
@@ -15,6 +12,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
+
+from kgents_devstack.bench.offer import Line, post
 
 WEBHOOKS = "/webhooks/stripe"
 
@@ -37,20 +36,16 @@ def webhook(secret: str, event_id: str, thing: object, *, kind: str, second: int
     return body, f"t={now},v1={mac}"
 
 
-def _webhook_request(path: str, host: str, secret: str) -> bytes:
+def _webhook_request(path: str, secret: str) -> bytes:
     thing = {"id": "in_bench", "object": "invoice", "description": "x" * 5000}
     name = f"evt_{uuid.uuid4().hex}"
     body, signature = webhook(secret, name, thing, kind="invoice.created", second=int(time.time()))
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: {host}\r\nstripe-signature: {signature}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    return post(path, body, stripe_signature=signature, content_type="application/json")
 
 
-def _request(path: str, host: str, key: str, batch: int) -> bytes:
+def _request(path: str, key: str, batch: int) -> bytes:
     if path == WEBHOOKS:
-        return _webhook_request(path, host, key)
+        return _webhook_request(path, key)
     events = [
         {
             "specversion": "1.0",
@@ -65,43 +60,30 @@ def _request(path: str, host: str, key: str, batch: int) -> bytes:
     ]
     body = msgspec.json.encode(events[0] if batch == 1 else events)
     kind = "application/cloudevents+json" if batch == 1 else "application/cloudevents-batch+json"
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\n"
-        f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    return post(path, body, authorization=f"Bearer {key}", content_type=kind)
 
 
-async def _connection(
-    address: tuple[str, int], make: tuple[str, str, str, int], until: float, latencies: list[float]
-) -> None:
-    reader, writer = await asyncio.open_connection(*address)
+async def _connection(port: int, make: tuple[str, str, int], until: float, latencies: list[float]) -> None:
+    line = await Line.open(port)
     while time.perf_counter() < until:
         request = _request(*make)
         began = time.perf_counter()
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 20"):
-            raise RuntimeError(head.decode(errors="replace"))
-        lower = head.lower()
-        at = lower.index(b"content-length:") + 15
-        length = int(lower[at : lower.index(b"\r", at)])
-        if length:
-            await reader.readexactly(length)
+        status, body = await line.ask(request)
+        if not 200 <= status < 300:
+            raise RuntimeError(f"{status}: {body.decode(errors='replace')}")
         latencies.append(time.perf_counter() - began)
-    writer.close()
+    line.close()
 
 
 async def _run(url: str, key: str, batch: int, connections: int, seconds: float) -> None:
     parts = urlsplit(url)
     assert parts.hostname == "127.0.0.1", "only loopback is a target"
-    address = (parts.hostname, parts.port or 80)
-    make = (parts.path, parts.netloc, key, batch)
+    make = (parts.path, key, batch)
     warm: list[float] = []
     latencies: list[float] = []
     for found, length in ((warm, 1.0), (latencies, seconds)):
         until = time.perf_counter() + length
-        await asyncio.gather(*(_connection(address, make, until, found) for _ in range(connections)))
+        await asyncio.gather(*(_connection(parts.port or 80, make, until, found) for _ in range(connections)))
     latencies.sort()
     print(
         msgspec.json.encode(

@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,6 +19,7 @@ import psutil
 
 from kgents_common import keyring
 from kgents_common.keyring import KeyRecord
+from kgents_devstack.bench.offer import Line, post
 from kgents_devstack.bench.report import Figure
 from kgents_devstack.bench.system import running
 from kgents_devstack.services import ServiceProcess
@@ -84,18 +86,30 @@ class Crowd:
         key = self.any_key()
         if chance < MINTED:
             body = msgspec.json.encode({"agent": f"a{self.dice.randrange(10_000)}", "ttl_seconds": 60})
-            return _post("/v1/sessions", key, "application/json", body)
+            return post("/v1/sessions", body, authorization=f"Bearer {key}", content_type="application/json")
         chance -= MINTED
         if chance < SESSIONS and self.sessions:
             key = self.sessions[self.dice.randrange(len(self.sessions))]
         elif SESSIONS <= chance < SESSIONS + UNKNOWN:
             key = f"kg_{uuid.uuid4().hex}"
         elif SESSIONS + UNKNOWN <= chance < SESSIONS + UNKNOWN + NOWHERE:
-            return _post(f"/{uuid.uuid4().hex}", key, "application/json", b"{}")
+            return post(
+                f"/{uuid.uuid4().hex}", b"{}", authorization=f"Bearer {key}", content_type="application/json"
+            )
         elif chance >= 100 - MINTED - BATCHES:
             many = msgspec.json.encode([_event() for _ in range(20)])
-            return _post("/v1/events", key, "application/cloudevents-batch+json", many)
-        return _post("/v1/events", key, "application/cloudevents+json", msgspec.json.encode(_event()))
+            return post(
+                "/v1/events",
+                many,
+                authorization=f"Bearer {key}",
+                content_type="application/cloudevents-batch+json",
+            )
+        return post(
+            "/v1/events",
+            msgspec.json.encode(_event()),
+            authorization=f"Bearer {key}",
+            content_type="application/cloudevents+json",
+        )
 
     def note(self, status: int, body: bytes) -> None:
         """An answer; a minted session is used from now on, in the place of an old one."""
@@ -116,7 +130,7 @@ class Crowd:
         self._shown = list(self.keys)
 
 
-def measure_soak() -> list[Figure]:
+def measure_soak() -> Iterator[Figure]:
     """One run; the second sample is the base for memory, as the first still fills caches."""
     seconds = float(os.environ.get("KGENTS_SOAK_SECONDS", SECONDS))
     crowd = Crowd()
@@ -131,7 +145,7 @@ def measure_soak() -> list[Figure]:
     began = statistics.mean(sample.cpu_us_a_request for sample in first)
     ended = statistics.mean(sample.cpu_us_a_request for sample in last)
     failed = sum(count for status, count in crowd.answers.items() if status >= 500)
-    return [
+    yield from [
         Figure("soak: answered", sum(crowd.answers.values()), "requests"),
         Figure("soak: answered 5xx", failed, "requests", target=0, at_most=True),
         Figure("soak: resident, second sample", base / MIB, "MiB"),
@@ -189,17 +203,14 @@ async def _send(port: int, crowd: Crowd, until: float) -> None:
     every = CONNECTIONS / PER_SECOND
     due = time.monotonic() + crowd.dice.random() * every
     while time.monotonic() < until:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        line = await Line.open(port)
         for _ in range(crowd.dice.randint(100, 500)):
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             due = max(due + every, time.monotonic() - 1)
             if time.monotonic() >= until:
                 break
-            writer.write(crowd.request())
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(head.partition(b"content-length:")[2].partition(b"\r")[0] or 0)
-            crowd.note(int(head.split()[1]), await reader.readexactly(length))
-        writer.close()
+            crowd.note(*await line.ask(crowd.request()))
+        line.close()
 
 
 async def _follow(port: int, crowd: Crowd, until: float) -> None:
@@ -232,11 +243,3 @@ def _event() -> dict[str, object]:
         "type": "llm.tokens",
         "data": {"tokens": 7, "model": "small-1", "direction": "in"},
     }
-
-
-def _post(path: str, key: str, kind: str, body: bytes) -> bytes:
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: soak\r\nauthorization: Bearer {key}\r\n"
-        f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body

@@ -11,19 +11,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psycopg
 from openmeter import Client
 from rich.console import Console
 
 from kgents_devstack.demo import drill, subscription, traffic
 from kgents_devstack.demo.report import Line, show
 from kgents_devstack.demo.traffic import Sent
+from kgents_devstack.demo.watch import Watch, ledger_counts, stream_messages
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
 
 TENANT = "acme"
 SDK_EVENTS = 20
-WAIT_SECONDS = 180.0
 
 
 def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
@@ -57,53 +55,22 @@ def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
 def _round(console: Console, stack: Stack, sent: Sent, title: str, roll: random.Random) -> bool:
     url, key = stack.service("api").url, stack.keys[TENANT]
     began = time.monotonic()
-    traffic.send_with_openmeter_sdk(sent, url=url, key=key, tenant=TENANT, count=SDK_EVENTS)
-    traffic.send_with_cloudevents_sdk(sent, url=url, key=key, count=SDK_EVENTS)
-    asyncio.run(traffic.send_burst(sent, url=url, key=key, roll=roll))
-    asyncio.run(traffic.publish_directly(sent, url=stack.nats.url, tenant=TENANT))
-    accepted = time.monotonic() - began
-    _wait_until_settled(stack)
+    with Watch(console, stack, sent) as watch:
+        traffic.send_with_openmeter_sdk(sent, url=url, key=key, tenant=TENANT, count=SDK_EVENTS)
+        traffic.send_with_cloudevents_sdk(sent, url=url, key=key, count=SDK_EVENTS)
+        asyncio.run(traffic.send_burst(sent, url=url, key=key, roll=roll))
+        asyncio.run(traffic.publish_directly(sent, url=stack.nats.url, tenant=TENANT))
+        accepted = time.monotonic() - began
+        watch.until_settled()
     lines = _compare(stack, sent)
     show(console, title, lines)
     settled = time.monotonic() - began - accepted
-    console.print(f"accepted in {accepted:.1f} s, counted and delivered {settled:.1f} s later\n")
+    first = f"the first counted after {watch.first_counted:.1f} s, " if watch.first_counted else ""
+    console.print(
+        f"{first}all accepted in {accepted:.1f} s, counted and delivered {settled:.1f} s later\n",
+        soft_wrap=True,
+    )
     return all(line.agrees for line in lines)
-
-
-def _wait_until_settled(stack: Stack) -> None:
-    """Until every message of the stream ended as something and nothing is owed; bounded."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        ledger = ledger_counts(stack.database_url)
-        ended = sum(ledger[name] for name in ("accepted", "duplicate", "conflict", "dead"))
-        if ended >= stream_messages(stack) and ledger["owed"] == 0:
-            return
-        time.sleep(0.2)
-
-
-def stream_messages(stack: Stack) -> int:
-    """Messages in AGENTESE, as the server says."""
-    answer = httpx.get(f"{stack.nats.monitor_url}/jsz?streams=true").json()
-    details = answer["account_details"][0]["stream_detail"]
-    return int(next(s["state"]["messages"] for s in details if s["name"] == "AGENTESE"))
-
-
-def ledger_counts(database_url: str) -> dict[str, int]:
-    """How messages ended, what is owed and what is delivered, as the ledger's tables say."""
-    tables = {
-        "accepted": "event",
-        "duplicate": "duplicate",
-        "conflict": "conflict",
-        "dead": "dead",
-        "owed": "outbox",
-        "delivered": "delivered",
-    }
-    with psycopg.connect(database_url) as connection:
-        found = {}
-        for name, table in tables.items():
-            row = connection.execute(f"select count(*) from metering.{table}".encode()).fetchone()
-            found[name] = int(row[0]) if row else 0
-    return found
 
 
 def _compare(stack: Stack, sent: Sent) -> list[Line]:
