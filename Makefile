@@ -12,7 +12,7 @@ PARALLEL := -n 4 --dist worksteal
 unexport VIRTUAL_ENV PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long test-nats-2.10 check format bench images clean
+.PHONY: help setup demo up test test-long test-nats-2.10 check format bench images manifests render clean
 
 help: ## List the habits
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ bench: $(STAMP) ## Measure, as ratios against a bare floor in the same run
 
 images: $(STAMP) ## Build the four images with docker, podman or buildah (BUILDER, BASE, REGISTRY, TAG)
 	@$(BIN)/python deploy/images.py
+
+manifests: $(STAMP) ## Render every overlay of deploy/k8s into dist/manifests, without a cluster
+	@$(BIN)/python deploy/manifests.py write
+
+render: $(STAMP) ## Show what this tree changes in the rendered manifests (AGAINST=origin/main)
+	@$(BIN)/python deploy/manifests.py compare $(or $(AGAINST),origin/main)
 
 clean: ## Remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

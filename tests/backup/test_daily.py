@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -11,21 +12,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 from tests.backup.streams import archive, fill, read_all, until
 
 from kgents_backup.app import Backup
-from kgents_backup.handlers.schedule import next_run
+from kgents_backup.handlers.schedule import daily, next_run
 from kgents_backup.model import segment
 from kgents_backup.model.faults import LockedError
+from kgents_backup.operations.daily import DailyOutcome, DailyRun
 from kgents_backup.operations.verifying import verify
 from kgents_backup.settings import BackupSettings
 from kgents_backup.sinks.store import ObjectStore
 from kgents_backup.sinks.store.sealing import new_key
 from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common import streams
+from kgents_common.clock import ManualClock
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsServer, S3Server, free_port
 
@@ -216,6 +220,40 @@ async def test_the_service_archives_runs_and_reports(
             assert files.archived_to >= last - 7
         locks = list((tmp_path / "store" / "locks").glob("*"))
         assert locks == []
+
+
+def test_a_service_beside_a_cron_job_has_no_time_of_its_own() -> None:
+    """Rule: an empty KGENTS_BACKUP_DAILY_AT is no time, so that a cluster's run is not made twice."""
+    told = {"NATS_SERVERS": "nats://127.0.0.1:4222"}
+    assert BackupSettings.from_environment(**told).daily_at == time(2, 0)
+    assert BackupSettings.from_environment(**told, KGENTS_BACKUP_DAILY_AT="").daily_at is None
+
+
+async def test_a_service_without_a_time_makes_up_for_a_run_that_is_overdue_and_for_no_other() -> None:
+    """Rule: a newest snapshot of over 25 hours is a run at once; a younger one a wait, whatever the time."""
+    clock = ManualClock(datetime(2026, 3, 1, 1, 59, 59, 900_000, tzinfo=UTC))
+    runs: list[datetime] = []
+    taken = [clock.now() - timedelta(hours=24)]
+
+    class Runs:
+        async def run(self) -> DailyOutcome:
+            runs.append(clock.now())
+            taken.append(clock.now())
+            return DailyOutcome(snapshots={"AGENTESE": "s"})
+
+    async def newest() -> datetime | None:
+        return taken[-1]
+
+    async def lived(moment: timedelta) -> None:
+        clock.advance(moment)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await daily(cast("DailyRun", Runs()), at=None, clock=clock, newest=newest)
+
+    await lived(timedelta(seconds=1))
+    assert runs == []
+    await lived(timedelta(hours=1))
+    assert runs == [clock.now()]
 
 
 def test_the_daily_run_is_at_two_in_the_morning() -> None:

@@ -33,7 +33,11 @@ class BackupSettings(ServiceSettings):
     offsite_days: float = Field(30, validation_alias="KGENTS_BACKUP_OFFSITE_DAYS", gt=0)
     archive_seconds: float = Field(5, validation_alias="KGENTS_BACKUP_ARCHIVE_SECONDS", gt=0, le=10)
     segment_bytes: int = Field(4 * 1024 * 1024, validation_alias="KGENTS_BACKUP_SEGMENT_BYTES", ge=1024)
-    daily_at: time = Field(time(2, 0), validation_alias="KGENTS_BACKUP_DAILY_AT", description="UTC")
+    daily_at: time | None = Field(
+        time(2, 0),
+        validation_alias="KGENTS_BACKUP_DAILY_AT",
+        description="UTC; empty where a CronJob runs `daily`: only what it missed is made up for",
+    )
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     drill_nats: str | None = Field(None, validation_alias="KGENTS_DRILL_NATS")
     dr_servers: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="KGENTS_DR_NATS_SERVERS")
@@ -45,6 +49,11 @@ class BackupSettings(ServiceSettings):
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value
+
+    @field_validator("daily_at", mode="before")
+    @classmethod
+    def _no_time(cls, value: object) -> object:
+        return None if value == "" else value
 
     @property
     def local_keep(self) -> timedelta:

@@ -75,15 +75,20 @@ async def archive(archiver: Archiver, lease: Lease) -> None:
 
 
 async def daily(
-    run: DailyRun, *, at: time, clock: Clock, newest: Callable[[], Awaitable[datetime | None]]
+    run: DailyRun, *, at: time | None, clock: Clock, newest: Callable[[], Awaitable[datetime | None]]
 ) -> None:
-    """Run once a day, and at once where a run is overdue; for ever."""
+    """Run once a day, and at once where a run is overdue; for ever.
+
+    Args:
+        at: UTC; None where another clock runs it, and only what that one missed is made up for.
+    """
     while True:
         last = await newest()
         now = clock.now()
         if last is not None and now - last < OVERDUE:
-            await asyncio.sleep(min((next_run(now, at) - now).total_seconds(), 3600))
-            if clock.now() < next_run(now, at):
+            due = next_run(now, at) if at is not None else last + OVERDUE
+            await asyncio.sleep(min((due - now).total_seconds(), 3600))
+            if at is None or clock.now() < due:
                 continue
         try:
             outcome = await run.run()
