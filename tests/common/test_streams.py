@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import nats
 import pytest
 from nats.aio.client import Client
 
 from kgents_common import streams
+from kgents_common.clock import ManualClock
+from kgents_common.connection import Connection
+from kgents_common.settings import ServiceSettings
 from kgents_common.streams import AGENTESE, EVENTS, RefusedChangeError, StreamSpec
+from kgents_common.streams.fill import StreamFill
+from kgents_common.telemetry import new_registry
 from kgents_devstack.fixtures import remove_streams
 from kgents_devstack.servers import NatsServer
 
@@ -113,3 +119,59 @@ def test_the_deployments_command_plans_and_applies(own_nats: NatsServer) -> None
     for name in ("plan", "apply"):
         assert "create" in command(name)
     assert "create" not in command("plan")
+
+
+async def test_heartbeats_leave_the_stream_of_the_version_before_and_nothing_else(
+    client: Client,
+) -> None:
+    """Rule: EVENTS holds what must last; the version before is brought there by a plan that says it."""
+    before = replace(SMALL[1], subjects=("events.>",), narrowed_from=(), left_out=())
+    await streams.ensure(client, streams=(SMALL[0], before))
+    jetstream = client.jetstream()
+    await jetstream.publish("events.stripe.live.invoice_paid.evt_1", b"{}")
+    for number in range(50):
+        await jetstream.publish(f"events.heartbeat.api.i{number % 3}", b"{}")
+    await jetstream.publish("events.deadletter.metering.invalid_event", b"{")
+
+    changes = await streams.plan(client, streams=SMALL)
+    told = [str(change) for change in changes if change.kind != "unchanged"]
+    assert [line.split()[0] for line in told] == ["update", "purge"]
+    assert "50 messages of events.heartbeat.>" in told[1]
+    await streams.apply(client, changes)
+
+    assert kinds(await streams.plan(client, streams=SMALL)) == {"unchanged"}
+    assert (await jetstream.stream_info("EVENTS")).state.messages == 2
+    with pytest.raises(nats.js.errors.NoStreamResponseError):
+        await jetstream.publish("events.heartbeat.api.i1", b"{}")
+
+
+async def test_no_other_subject_may_leave(client: Client) -> None:
+    """Rule: what could lose messages is refused."""
+    await streams.ensure(client, streams=SMALL)
+    fewer = replace(SMALL[1], subjects=SMALL[1].subjects[1:])
+    assert "refuse" in kinds(await streams.plan(client, streams=(SMALL[0], fewer)))
+
+
+def test_a_stream_is_sized_by_the_rate_that_is_declared() -> None:
+    """Rule: what comes in its lifetime fits, whatever the rate."""
+    made = streams.for_rate(AGENTESE, events_per_second=50, event_bytes=570, days=3)
+    assert made.max_age == timedelta(days=3)
+    assert made.max_bytes == 50 * 600 * 3 * 86400 * 1.25
+
+
+def test_a_stream_that_grows_says_when_it_is_full() -> None:
+    """Rule: level and time to full are known before anybody is refused; the reserve is for what must fit."""
+    clock = ManualClock(datetime(2026, 11, 25, tzinfo=UTC))
+    connection = Connection(ServiceSettings(nats_servers=("nats://nowhere",)), name="t")
+    fill = StreamFill(connection, new_registry(), clock)
+    level = fill.levels["EVENTS"]
+    for used in (500, 550, 600):
+        fill.note(level, used, 1000)
+        clock.advance(timedelta(seconds=10))
+    assert (level.ratio, level.seconds_to_full) == (0.6, 80)
+    assert fill.has_reserve("EVENTS")
+    fill.note(level, 900, 1000)
+    assert not fill.has_reserve("EVENTS")
+    for _ in range(200):
+        fill.note(level, 900, 1000)
+    assert level.seconds_to_full == math.inf

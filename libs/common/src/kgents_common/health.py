@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import msgspec
 import structlog
+from nats.errors import Error as NatsError
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,8 +21,7 @@ from starlette.routing import BaseRoute, Route
 
 from kgents_common import subjects
 from kgents_common.clock import Clock
-from kgents_common.errors import KgentsError
-from kgents_common.publisher import Publisher
+from kgents_common.connection import Connection
 from kgents_common.resilience import CircuitBreaker, CircuitState
 from kgents_common.telemetry.metrics import metrics_response
 
@@ -134,11 +134,14 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 class Heartbeat:
-    """Publishes the health document to `events.heartbeat.<service>.<instance>` every few seconds."""
+    """Publishes the health document to `events.heartbeat.<service>.<instance>` every few seconds.
 
-    def __init__(self, health: Health, publisher: Publisher, clock: Clock, *, every_seconds: float) -> None:
+    Only the newest matters and nobody needs an old one, so it is in no stream and nobody acknowledges it.
+    """
+
+    def __init__(self, health: Health, connection: Connection, clock: Clock, *, every_seconds: float) -> None:
         self._health = health
-        self._publisher = publisher
+        self._connection = connection
         self._clock = clock
         self._every = every_seconds
         self._task: asyncio.Task[None] | None = None
@@ -159,9 +162,9 @@ class Heartbeat:
         while True:
             now = self._clock.now()
             body = msgspec.json.encode({**self._health.document(), "at": now})
-            message_id = f"hb:{self._health.service}:{self._health.instance}:{now.timestamp()}"
-            try:
-                await self._publisher.publish(subject, body, message_id=message_id)
-            except KgentsError as error:
-                _log.debug("heartbeat.not_stored", error=str(error))
+            if self._connection.is_connected:
+                try:
+                    await self._connection.client.publish(subject, body)
+                except (NatsError, OSError, ValueError) as error:
+                    _log.debug("heartbeat.not_sent", error=type(error).__name__)
             await asyncio.sleep(self._every)

@@ -40,7 +40,9 @@ from kgents_common.keyring import Keyring
 from kgents_common.problems import problem
 from kgents_common.publisher import MessageIds, Publisher, Spool, SpoolingPublisher
 from kgents_common.resilience import CircuitBreaker, CircuitState
+from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
+from kgents_common.upkeep import Round, Upkeep
 
 # After NATS is back the door must not wait long to notice; asking costs nothing while it is away.
 LONGEST_REST = timedelta(seconds=2)
@@ -90,6 +92,8 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         document.useful["nats"] = lambda: _nats(connection, publisher)
         document.needed["spool"] = lambda: _spool(spooling.spool)
     document.useful["live"] = lambda: health.up(reading.is_reading)
+    fill = StreamFill(connection, registry, clock)
+    document.useful["streams"] = fill.check
     document.useful["redis"] = lambda: health.circuit(redis.breaker if redis else None)
     limiter = _limiter(settings, redis, metrics, clock)
     events = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter)
@@ -139,7 +143,8 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
             *([spooling] if spooling else []),
             *([redis] if redis else []),
             HeartbeatFollower(reading, heartbeats, clock),
-            Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+            Upkeep(Round("fill", fill.look, EVERY_SECONDS)),
+            Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         ],
         tracing=tracing,
         before_drain=streams.drain,

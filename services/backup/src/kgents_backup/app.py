@@ -206,7 +206,7 @@ async def run_service(settings: BackupSettings) -> None:
         connection,
         publisher,
         backup.client,
-        Heartbeat(health, publisher, backup.clock, every_seconds=settings.heartbeat_seconds),
+        Heartbeat(health, connection, backup.clock, every_seconds=settings.heartbeat_seconds),
     ]
     uploader: SegmentUploader | None = None
     if backup.offsite is not None:

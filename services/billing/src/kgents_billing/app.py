@@ -24,7 +24,7 @@ from kgents_billing.sinks.store.commit import RECONCILE_SUBSCRIPTIONS
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
-from kgents_common import database, health, service, streams
+from kgents_common import database, health, service, streams, subjects
 from kgents_common.broker import Broker, Ready, Watchdog
 from kgents_common.clock import Clock, SystemClock, moment
 from kgents_common.connection import Connection
@@ -35,6 +35,7 @@ from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
 from kgents_common.resilience import CircuitBreaker
+from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 
@@ -79,6 +80,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     connection = Connection(settings, name="kgent-billing")
     publisher = Publisher(connection)
     bus = Bus(connection, publisher)
+    fill = StreamFill(connection, registry, clock)
     watchdog = Watchdog(connection, streams.BILLING, clock)
     stripe = make_stripe(settings, clock, metrics)
     store, letters = Store(pool, crash_points, keyring.has_tenant), Letters(pool)
@@ -109,6 +111,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     document.needed["nats"] = lambda: up(connection.is_connected)
     postgres = {"is_up": True}
     document.needed["postgres"] = lambda: up(postgres["is_up"])
+    document.useful["streams"] = fill.check
     document.useful["redis"] = lambda: circuit(leases.breaker if isinstance(leases, RedisLeases) else None)
     document.useful["stripe"] = lambda: circuit(stripe.breaker if stripe else None)
 
@@ -122,7 +125,9 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     )
     rounds = [
         Round("quarantine", Quarantine(letters, processor, clock).run),
-        Round("mirror", lambda: mirror(letters, bus, crash_points)),
+        # Dead letters are in Postgres: their copies on the bus leave room for what is nowhere else.
+        Round("mirror", fill.leaving_room(subjects.EVENTS, lambda: mirror(letters, bus, crash_points))),
+        Round("fill", fill.look, EVERY_SECONDS),
         Round("watch", _watch(pool, letters, watchdog, metrics, postgres)),
         Round("forget", _forget(Cursors(pool)), every_seconds=3600),
     ]
@@ -135,7 +140,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
         StorePool(pool, settings.database_url),
         watchdog,
         Ready(connection, watchdog),
-        Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+        Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         teller,
         Upkeep(*rounds),
         broker,

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from starlette.applications import Starlette
 
-from kgents_common import database, health, service, streams
+from kgents_common import database, health, service, streams, subjects
 from kgents_common.broker import Broker, Ready, Watchdog
 from kgents_common.clock import Clock, SystemClock, moment
 from kgents_common.connection import Connection
@@ -20,6 +20,7 @@ from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
 from kgents_common.settings import process_id
+from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_metering.app_reads import ReadPool, read_side, run_reads
@@ -94,6 +95,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     facts_watchdog = Watchdog(connection, streams.METERING_BILLING_FACTS, clock)
     letters = DeadLetters(pool)
     guard = RestoreGuard(pool, connection, metrics)
+    fill = StreamFill(connection, registry, clock)
 
     def ledger_of(stream: str, floor: Callable[[], int] | None = None) -> Ledger:
         target = TARGET if settings.openmeter_base_url else None
@@ -134,6 +136,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     document.needed["nats"] = lambda: up(connection.is_connected)
     document.useful["openmeter"] = lambda: circuit(deliverer.breaker if deliverer else None)
     document.useful["ledger"] = guard.check
+    document.useful["streams"] = fill.check
     pending: dict[str, bool] = {"postgres": True}
     document.needed["postgres"] = lambda: up(pending["postgres"])
 
@@ -150,7 +153,9 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     upkeep = Upkeep(
         Round("backfill", _backfill_round(pool)),
         Round("restored", guard.look, GUARD_SECONDS),
-        Round("mirror", mirror_round(letters, publisher, metrics)),
+        # Dead letters are in the ledger: their copies on the bus leave room for what is nowhere else.
+        Round("mirror", fill.leaving_room(subjects.EVENTS, mirror_round(letters, publisher, metrics))),
+        Round("fill", fill.look, EVERY_SECONDS),
         Round("watch", _watch_round(pool, watchdog, metrics, pending)),
     )
     parts: list[service.Part] = [
@@ -162,7 +167,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         facts_watchdog,
         Ready(connection, watchdog, facts_watchdog),
         guard,
-        Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+        Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         upkeep,
         broker,
         applier,

@@ -16,7 +16,6 @@ from kgents_common.connection import Connection
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, up
 from kgents_common.keyring import Keyring
-from kgents_common.publisher import Publisher
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_metering.handlers import conflicts, reads
@@ -94,7 +93,6 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
     side = read_side(settings, Keyring(settings.keyring_file, clock), registry, clock)
     connection = Connection(settings, name="kgent-metering-reads")
-    publisher = Publisher(connection)
     document = Health(SERVICE, settings.instance)
     seen = {"postgres": False, "schema": False}
     document.needed["postgres"] = lambda: up(seen["postgres"])
@@ -109,10 +107,9 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
         ),
         parts=[
             connection,
-            publisher,
             ReadPool(side.pool),
             Upkeep(Round("look", _look_round(side.pool, seen))),
-            Heartbeat(document, publisher, clock, every_seconds=settings.heartbeat_seconds),
+            Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         ],
         tracing=tracing,
     )

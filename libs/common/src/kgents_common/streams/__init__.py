@@ -22,6 +22,7 @@ from kgents_common.streams.specification import (
     STREAMS,
     ConsumerSpec,
     StreamSpec,
+    for_rate,
     scaled,
     stream_config,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "StreamSpec",
     "apply",
     "ensure",
+    "for_rate",
     "plan",
     "recreate_consumer",
     "request",

@@ -28,7 +28,7 @@ class Change:
     """One step of a plan.
 
     Attributes:
-        kind: `create`, `update`, `unchanged` or `refuse`.
+        kind: `create`, `update`, `purge`, `unchanged` or `refuse`.
         what: `stream AGENTESE` or `consumer AGENTESE/metering`.
         fields: For an update or refusal: field to (now, wanted).
         reason: For a refusal, why.
@@ -68,8 +68,9 @@ async def plan(
     """
     server = server_version(client)
     configs = [stream_config(stream, replicas=replicas, server=server) for stream in streams]
+    pairs = zip(streams, configs, strict=True)
     return [
-        *[await _plan_stream(client, config["name"], config) for config in configs],
+        *[change for spec, config in pairs for change in await _plan_stream(client, spec, config)],
         *[await _plan_consumer(client, consumer) for consumer in consumers],
     ]
 
@@ -87,7 +88,7 @@ async def apply(client: Client, changes: Sequence[Change]) -> None:
             hint="make the change by hand after a backup, or take it back from the specification",
         )
     for change in changes:
-        if change.kind in ("create", "update"):
+        if change.kind in ("create", "update", "purge"):
             await request(client, change.request, change.config, timeout_seconds=30)
 
 
@@ -112,21 +113,42 @@ async def recreate_consumer(client: Client, spec: ConsumerSpec, *, start_sequenc
     )
 
 
-async def _plan_stream(client: Client, name: str, wanted: dict[str, Any]) -> Change:
+async def _plan_stream(client: Client, spec: StreamSpec, wanted: dict[str, Any]) -> list[Change]:
+    name = spec.name
     what = f"stream {name}"
     try:
         current = (await request(client, f"STREAM.INFO.{name}"))["config"]
     except JetStreamApiError as error:
         if error.code != 404:
             raise
-        return Change("create", what, request=f"STREAM.CREATE.{name}", config=wanted)
+        return [Change("create", what, request=f"STREAM.CREATE.{name}", config=wanted)]
     differing = _differing(current, wanted)
-    if not differing:
-        return Change("unchanged", what)
-    reason = _loses(differing)
+    reason = _loses(differing, spec)
     if reason:
-        return Change("refuse", what, differing, reason)
-    return Change("update", what, differing, request=f"STREAM.UPDATE.{name}", config={**current, **wanted})
+        return [Change("refuse", what, differing, reason)]
+    purges = [change for subject in spec.left_out for change in await _plan_purge(client, name, subject)]
+    if not differing:
+        return purges or [Change("unchanged", what)]
+    update = Change("update", what, differing, request=f"STREAM.UPDATE.{name}", config={**current, **wanted})
+    return [update, *purges]
+
+
+async def _plan_purge(client: Client, name: str, subject: str) -> list[Change]:
+    """What an earlier release stored of a subject that is ephemeral goes, and nothing else."""
+    state = (await request(client, f"STREAM.INFO.{name}", {"subjects_filter": subject}))["state"]
+    held = sum((state.get("subjects") or {}).values())
+    if not held:
+        return []
+    reason = f"{held} messages of {subject}, which is ephemeral"
+    return [
+        Change(
+            "purge",
+            f"stream {name}",
+            reason=reason,
+            request=f"STREAM.PURGE.{name}",
+            config={"filter": subject},
+        )
+    ]
 
 
 async def _plan_consumer(client: Client, spec: ConsumerSpec) -> Change:
@@ -172,14 +194,14 @@ def _differing(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[st
     }
 
 
-def _loses(differing: Mapping[str, tuple[Any, Any]]) -> str:
+def _loses(differing: Mapping[str, tuple[Any, Any]], spec: StreamSpec) -> str:
     """Why a change of a stream could lose messages; empty where it cannot."""
     for name in ("retention", "storage", "discard"):
         if name in differing:
             return f"{name} decides what is kept"
     if "subjects" in differing:
         now, wanted = differing["subjects"]
-        if set(now or ()) - set(wanted):
+        if set(now or ()) - set(wanted) - set(spec.narrowed_from):
             return "a subject would no longer be stored"
     for name in ("max_bytes", "max_age", "max_msgs", "max_msgs_per_subject"):
         if name in differing and _tighter(*differing[name]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -9,7 +10,10 @@ from typing import Any
 
 from kgents_common import subjects
 
+MIB = 1024**2
 GIB = 1024**3
+# What JetStream stores of a message beside its subject, headers and body (nats-server filestore.go).
+STORED_BYTES = 30
 MESSAGE_TTL_SINCE = (2, 11)
 
 
@@ -19,6 +23,8 @@ class StreamSpec:
 
     Attributes:
         wants_message_ttl: Messages may carry `Nats-TTL`, where the server (2.11 and later) knows it.
+        narrowed_from: Subjects that an earlier release stored; to store less than these is what is wanted.
+        left_out: Below `narrowed_from`, what is ephemeral: what the stream still holds of it is purged.
     """
 
     name: str
@@ -28,6 +34,8 @@ class StreamSpec:
     max_age: timedelta
     duplicate_window: timedelta = timedelta(minutes=2)
     wants_message_ttl: bool = False
+    narrowed_from: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +70,13 @@ AGENTESE = StreamSpec(
 )
 EVENTS = StreamSpec(
     subjects.EVENTS,
-    ("events.>",),
-    "The system's own bus",
+    ("events.stripe.>", "events.billing.>", "events.backup.>", "events.deadletter.>"),
+    "The system's own bus, what must last of it",
     max_bytes=2 * GIB,
     max_age=timedelta(days=35),
     wants_message_ttl=True,
+    narrowed_from=("events.>",),
+    left_out=("events.heartbeat.>",),
 )
 STREAMS = (AGENTESE, EVENTS)
 
@@ -106,6 +116,20 @@ def stream_config(spec: StreamSpec, *, replicas: int, server: tuple[int, int]) -
     if spec.wants_message_ttl and server >= MESSAGE_TTL_SINCE:
         config["allow_msg_ttl"] = True
     return config
+
+
+def for_rate(
+    spec: StreamSpec, *, events_per_second: float, event_bytes: int, days: float | None = None
+) -> StreamSpec:
+    """The same stream, large enough for a rate in the long run: what comes in its life and a quarter more.
+
+    Args:
+        event_bytes: What a message takes on average, headers and all.
+        days: How long messages stay; the specification's age where None.
+    """
+    age = spec.max_age if days is None else timedelta(days=days)
+    wanted = events_per_second * age.total_seconds() * (event_bytes + STORED_BYTES) * 1.25
+    return replace(spec, max_bytes=max(MIB, math.ceil(wanted)), max_age=age)
 
 
 def scaled(streams: Sequence[StreamSpec], max_bytes: int) -> tuple[StreamSpec, ...]:
