@@ -188,6 +188,110 @@ def test_binary_mode_is_the_same_event() -> None:
     assert binary.payload_hash() == structured.payload_hash()
 
 
+BINARY = {
+    "ce-specversion": "1.0",
+    "ce-id": "e1",
+    "ce-source": "agents/a1",
+    "ce-type": "llm.tokens",
+    "content-type": "application/json",
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("p5q", "p5q"),
+        ('"p5q"', "p5q"),
+        ('"a \\"quoted\\" \\\\ word"', 'a "quoted" \\ word'),
+        ('"k%20x"', "k x"),
+        ("Euro%20%E2%82%AC%20%f0%9f%98%80", "Euro \u20ac \U0001f600"),
+        ("100%", "100%"),
+        ("a%2525", "a%25"),
+        ('5"', '5"'),
+    ],
+)
+def test_a_header_is_unquoted_and_decoded_once(header: str, value: str) -> None:
+    """Rule: HTTP binding 3.1.3.2; the event is the one that structured mode would bring."""
+    binary = envelope.read_binary({**BINARY, "ce-id": header}, b'{"tokens":7}', tenant="acme", now=NOW)
+    assert binary.id == value
+    assert binary.key == read(event(id=value)).key
+
+
+@pytest.mark.parametrize("header", ["k%FE", "k%FF", "%ED%A0%80", "%C0%80", '"open', '"a"b"', "\xe9", "%00"])
+def test_a_header_that_is_no_text_is_refused(header: str) -> None:
+    """Rule: two different values never become one identity."""
+    with pytest.raises(EnvelopeError) as error:
+        envelope.read_binary({**BINARY, "ce-id": header}, b"{}", tenant="acme", now=NOW)
+    assert fields(error) == ["id"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "is_taken"),
+    [
+        ("application/json; charset=utf-8", True),
+        ('Application/JSON ; charset="UTF-8"', True),
+        ("application/json;profile=x", True),
+        ("application/json; charset=utf-16", False),
+        ("text/plain", False),
+    ],
+)
+def test_a_content_type_means_the_same_in_both_modes(content_type: str, is_taken: bool) -> None:
+    """Rule: parameters are allowed, and JSON is UTF-8 (RFC 8259 section 8.1)."""
+    for send in (
+        lambda: read(event(datacontenttype=content_type)),
+        lambda: envelope.read_binary({**BINARY, "content-type": content_type}, b"{}", tenant="acme", now=NOW),
+    ):
+        with contextlib.nullcontext() if is_taken else pytest.raises(EnvelopeError) as error:
+            send()
+        assert is_taken or fields(error) == ["datacontenttype"]
+
+
+OF_OLD = [
+    (b'"x":"\xff"', "x"),
+    (rb'"x":{"y":"\u0000"}', "x"),
+    (b'"x":1e999', "x"),
+    (b'"x":1e-9999999999999999999', "x"),
+    (rb'"data":{"a":"\u0000"}', "data"),
+    (b'"data":{"a":' + b"9" * 400 + b"}", "data"),
+    (b'"data":{"a":1e-1000000}', "data"),
+]
+
+
+@pytest.mark.parametrize(("member", "field"), OF_OLD)
+def test_what_some_reader_cannot_hold_is_refused_wherever_it_is(member: bytes, field: str) -> None:
+    """Rule: extensions are read by others as data is; the same rules hold for them."""
+    body = event(**{"data": None} if field == "data" else {})[:-1] + b"," + member + b"}"
+    with pytest.raises(EnvelopeError) as error:
+        read(body)
+    assert fields(error) == [field]
+
+
+@pytest.mark.parametrize(("member", "field"), OF_OLD)
+def test_what_a_door_took_before_is_still_counted(member: bytes, field: str) -> None:
+    """Rule: what a door of its time acknowledged is never set aside for a new rule."""
+    body = event(**{"data": None} if field == "data" else {})[:-1] + b"," + member + b"}"
+    found = envelope.read(body, tenant="acme", now=NOW, as_stored=True)
+    assert len(found.payload_hash()) == 16
+
+
+def test_a_time_is_cut_where_the_digest_has_it_rounded() -> None:
+    """Rule: 10:59:59.9999996 is within its hour; the digest stays what it was (P2)."""
+    found = read(event(time="2026-11-23T10:59:59.9999996Z"))
+    assert found.time == datetime(2026, 11, 23, 10, 59, 59, 999999, UTC)
+    assert found.payload_hash().hex() == "db90eba358f93c13ba87b37505456e23"
+
+
+@pytest.mark.parametrize("time", ["2026-10-31T23:59:60Z", "2026-10-31T23:59:59." + "9" * 12 + "Z"])
+def test_a_time_that_releases_before_did_not_read_is_published_as_they_do(time: str) -> None:
+    """Rule: during a rolling update the ledger may be a release behind the door."""
+    found = read(event(time=time))
+    assert msgspec.json.decode(found.body)["time"] == "2026-10-31T23:59:59.999999Z"
+    again = envelope.read(found.body, tenant="acme", now=NOW)
+    assert (again.time, again.payload_hash()) == (found.time, found.payload_hash())
+    direct = envelope.read(event(time=time, subject="acme"), tenant="acme", now=NOW, as_stored=True)
+    assert direct.payload_hash() == found.payload_hash()
+
+
 def test_the_order_of_members_does_not_make_another_payload() -> None:
     """Rule: JSON objects have no order."""
     one = read(event(data=None)[:-1] + b',"data":{"a":1,"b":{"c":2,"d":3}}}')

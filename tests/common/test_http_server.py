@@ -10,11 +10,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import httpx
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from kgents_common.application import application
 from kgents_common.errors import ConfigurationError
-from kgents_common.http_server import MAX_HEAD_BYTES, HttpServer
+from kgents_common.http_server import MAX_HEAD_BYTES, HttpServer, LastHandler
 
 REQUEST = b"GET /one HTTP/1.1\r\nhost: a\r\n\r\n"
 PATIENCE_SECONDS = 10
@@ -31,6 +37,12 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.began.release()
         path = scope["path"].encode()
+        if path == b"/fails":
+            raise RuntimeError("a flaw")
+        if path == b"/fails-after":
+            await self._start(send, b"/stream")
+            await send({"type": "http.response.body", "body": path, "more_body": True})
+            raise RuntimeError("a flaw")
         if path == b"/stream":
             await self._start(send, path)
             await send({"type": "http.response.body", "body": path, "more_body": True})
@@ -108,6 +120,44 @@ def problem_status(text: bytes) -> int:
     assert b"connection: close" in head
     assert int(head.split()[1]) == json.loads(body)["status"]
     return int(head.split()[1])
+
+
+@pytest.mark.parametrize("path", [b"/fails", b"/fails-after"])
+async def test_what_nobody_answered_is_answered_500_and_the_connection_ends(path: bytes) -> None:
+    """Rule: a failure of ours is a problem document, never a bare reset; once an answer began, a cut."""
+    async with running() as found:
+        reader, writer = await found.connect()
+        writer.write(b"POST " + path + b" HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf")
+        text = await whole(reader)
+        if path == b"/fails":
+            assert problem_status(text) == 500
+        else:
+            assert b"200 OK" in text
+            assert not text.endswith(b"0\r\n\r\n")
+        writer.close()
+
+
+async def test_an_application_leaves_what_fails_to_the_last_handler() -> None:
+    """Rule: every service's refusals are problem documents; Starlette's plain text is nowhere."""
+
+    async def fails(_: Request) -> Response:
+        raise RuntimeError("a flaw")
+
+    async def teapot(_: Request) -> Response:
+        raise HTTPException(418, "short and stout", {"x-pot": "1"})
+
+    app = LastHandler(application([Route("/fails", fails), Route("/teapot", teapot)]))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://a") as client:
+        answers = [
+            await client.request(method, path)
+            for method, path in [("GET", "/fails"), ("GET", "/no"), ("POST", "/fails"), ("GET", "/teapot")]
+        ]
+    assert [a.status_code for a in answers] == [500, 404, 405, 418]
+    assert {a.headers["content-type"] for a in answers} == {"application/problem+json"}
+    assert answers[0].headers["connection"] == "close"
+    assert "flaw" not in answers[0].text
+    assert answers[2].headers["allow"]
+    assert (answers[3].json()["detail"], answers[3].headers["x-pot"]) == ("short and stout", "1")
 
 
 async def test_an_idle_connection_ends_when_the_server_stops() -> None:

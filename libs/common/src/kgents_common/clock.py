@@ -48,20 +48,3 @@ class ManualClock:
         """Move both readings forward."""
         self._now += by
         self._monotonic += by.total_seconds()
-
-
-def moment(text: str) -> datetime:
-    """An RFC 3339 date and time, as servers write it (up to nanoseconds), as an aware datetime in UTC.
-
-    Digits beyond microseconds are cut off.
-
-    Raises:
-        ValueError: It is none.
-    """
-    head, dot, tail = text.partition(".")
-    if dot:
-        digits = tail.rstrip("Zz")
-        for sign in "+-":
-            digits = digits.partition(sign)[0]
-        text = f"{head}.{digits[:6]}{tail[len(digits) :]}"
-    return datetime.fromisoformat(text).astimezone(UTC)

@@ -1,7 +1,8 @@
 """The CloudEvents 1.0 envelope: reading it strictly, stamping it, and its one identity; no transport.
 
-Sources of the rules: CloudEvents 1.0.2 section 3 (attributes) and its JSON format section 3; RFC 3339 for
-`time`; OpenMeter's event schema for `data` (an object or null), as every event is delivered there.
+Sources of the rules: CloudEvents 1.0.2 section 3 (attributes), its JSON format section 3 and its HTTP
+binding; RFC 3339 for `time` (`rfc3339`); `scalars` for what a number and a text are; OpenMeter's event schema
+for `data` (an object or null), as every event is delivered there.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from enum import Enum, auto
 from typing import Protocol
-from urllib.parse import unquote
 
 import msgspec
 
-from kgents_common import subjects
+from kgents_common import http_binding, rfc3339, scalars, subjects
 from kgents_common.errors import EnvelopeError, Violation
 
 STRUCTURED = "application/cloudevents+json"
@@ -37,7 +38,6 @@ MAX_ID_CHARACTERS = 512
 MAX_SOURCE_CHARACTERS = 1024
 MAX_AGENT_CHARACTERS = 128
 MAX_SCHEMA_CHARACTERS = 2048
-MAX_DEPTH = 32
 # What a text attribute is made of (no control characters), and an attribute's name.
 TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
 ATTRIBUTE_NAME_PATTERN = r"^[a-z0-9_]{1,64}$"
@@ -47,10 +47,13 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ATTRIBUTE_NAME = re.compile(r"[a-z0-9_]{1,64}")
+# Read by rules of their own; every other attribute is an extension.
+_CORE = frozenset(
+    ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data")
+)
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
-_ANY = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
 _EXACT = msgspec.json.Decoder(float_hook=Decimal)
 _CANONICAL = msgspec.json.Encoder(order="sorted", decimal_format="number")
@@ -62,7 +65,8 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         body: The structured JSON CloudEvent as it is published, subject and time set.
         data: The JSON text of `data`, an object; `{}` where the producer sent none.
-        time: When it happened, aware, in UTC.
+        time: When it happened, aware, in UTC, cut to microseconds.
+        digest_time: The same as the payload's digest has it: see `rfc3339.rounded`.
         time_is_received: The time is the door's, not the producer's.
     """
 
@@ -74,6 +78,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     time_is_received: bool
     data: bytes
     body: bytes
+    digest_time: datetime
 
     @property
     def subject(self) -> str:
@@ -89,9 +94,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         """16 bytes over the canonical type, time, subject and data.
 
         Two events with one key and one hash are the same event sent twice; with two hashes they contradict
-        each other. Object members are compared without their order, numbers as they are written.
+        each other. Object members are compared without their order, numbers as they are written. It is
+        frozen, as the identity is: another digest of what was accepted once would make it a conflict.
         """
-        time = b"" if self.time_is_received else self.time.isoformat().encode()
+        time = b"" if self.time_is_received else self.digest_time.isoformat().encode()
         data = _CANONICAL.encode(_EXACT.decode(self.data))
         return _digest(self.type.encode(), time, self.tenant.encode(), data)
 
@@ -121,6 +127,7 @@ def read(
     place: str = "",
     max_future: timedelta = MAX_FUTURE,
     agent: str | None = None,
+    as_stored: bool = False,
 ) -> Envelope:
     """Check one structured CloudEvent and set its subject to `tenant` and, where absent, its time to `now`.
 
@@ -131,6 +138,9 @@ def read(
         place: What to put before a field's name in a violation, e.g. `[3].`.
         max_future: How far ahead of `now` a time may be.
         agent: The only agent it may be from, set as the attribute `agent`; None where any may be named.
+        as_stored: It is in the stream already: take too what doors took before the rules of `scalars` (an
+            escaped U+0000, integers beyond float64, longer exponents, any bytes in extensions), as far as it
+            can be counted. What was acknowledged once is never set aside by a newer release.
 
     Raises:
         EnvelopeError: With every violated rule; status 403 where the only fault is a foreign tenant or agent.
@@ -139,7 +149,16 @@ def read(
         attributes = _OBJECT.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise EnvelopeError([Violation(place.rstrip("."), f"must be a JSON object: {error}")]) from None
-    return _check(attributes, body, tenant=tenant, now=now, place=place, max_future=max_future, agent=agent)
+    return _check(
+        attributes,
+        body,
+        tenant=tenant,
+        now=now,
+        place=place,
+        max_future=max_future,
+        agent=agent,
+        as_stored=as_stored,
+    )
 
 
 def _check(
@@ -151,6 +170,7 @@ def _check(
     place: str,
     max_future: timedelta = MAX_FUTURE,
     agent: str | None = None,
+    as_stored: bool = False,
 ) -> Envelope:
     wrong: list[Violation] = []
 
@@ -189,8 +209,10 @@ def _check(
     elif event_type.startswith(RESERVED_TYPES):
         fail("type", f"must not begin with '{RESERVED_TYPES}': such events are the system's own")
     content_type = _optional(attributes, "datacontenttype")
-    if content_type is not None and text("datacontenttype", 256) not in ("", "application/json"):
-        fail("datacontenttype", "must be 'application/json'")
+    if content_type is not None:
+        named = text("datacontenttype", 256)
+        if named and not http_binding.is_json(named):
+            fail("datacontenttype", f"must be {http_binding.JSON_RULE}")
     if _optional(attributes, "dataschema") is not None:
         text("dataschema", MAX_SCHEMA_CHARACTERS)
     if "data_base64" in attributes:
@@ -198,9 +220,14 @@ def _check(
     for name in attributes:
         if not _ATTRIBUTE_NAME.fullmatch(name):
             fail(name[:64], "attribute names are 1 to 64 lower-case letters, digits or '_'")
+        elif name not in _CORE and not as_stored:
+            try:
+                scalars.check_json(bytes(attributes[name]))
+            except ValueError as error:
+                fail(name, str(error))
 
-    time, received = _time(attributes, now, max_future, fail)
-    data = _data(attributes, fail)
+    time, digest_time, origin = _time(attributes, now, max_future, fail)
+    data = _data(attributes, fail, as_stored=as_stored)
 
     foreign = 0
     if _optional(attributes, "subject") is not None:
@@ -225,9 +252,12 @@ def _check(
     if _optional(attributes, "time") is None:
         stamped["time"] = msgspec.Raw(_ENCODER.encode(time))
         stamped[TIME_ORIGIN] = msgspec.Raw(_ENCODER.encode(TIME_ORIGIN_RECEIVED))
+    elif origin is _Origin.NEW_NOTATION:  # a reader of the release before must not set it aside
+        stamped["time"] = msgspec.Raw(_ENCODER.encode(time))
     # Unchanged bytes are published as they came: cheaper, and nothing of the producer's can get lost.
     published = _ENCODER.encode({**attributes, **stamped}) if stamped else bytes(body)
-    return Envelope(event_id, source, event_type, tenant, time, received, data, published)
+    received = origin is _Origin.RECEIVED
+    return Envelope(event_id, source, event_type, tenant, time, received, data, published, digest_time)
 
 
 def _optional(attributes: Mapping[str, msgspec.Raw], field: str) -> msgspec.Raw | None:
@@ -235,32 +265,39 @@ def _optional(attributes: Mapping[str, msgspec.Raw], field: str) -> msgspec.Raw 
     return None if raw is None or bytes(raw) == b"null" else raw
 
 
-_TIME = msgspec.json.Decoder(datetime)
-_RFC3339 = re.compile(rb'"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)"')
+class _Origin(Enum):
+    """Whose the time is, and whether a release before this one reads it."""
+
+    RECEIVED = auto()
+    PRODUCER = auto()
+    NEW_NOTATION = auto()
 
 
 def _time(
     attributes: Mapping[str, msgspec.Raw], now: datetime, max_future: timedelta, fail: _Fail
-) -> tuple[datetime, bool]:
+) -> tuple[datetime, datetime, _Origin]:
+    """The time, the same for the digest, and whose it is."""
     raw = _optional(attributes, "time")
     if raw is None:
-        return now, True
+        return now, now, _Origin.RECEIVED
     try:
-        if not _RFC3339.fullmatch(bytes(raw)):
-            raise ValueError
-        time = _TIME.decode(raw).astimezone(UTC)
-    except (ValueError, OverflowError):  # msgspec's errors are ValueErrors
-        fail("time", "must be an RFC 3339 date and time with a zone")
-        return now, False
+        text = _STRING.decode(raw)
+        time = rfc3339.moment(text)
+        digest_time = rfc3339.rounded(text, time)
+    except (ValueError, UnicodeDecodeError):  # msgspec's errors are ValueErrors
+        fail("time", f"must be {rfc3339.RULE}")
+        return now, now, _Origin.PRODUCER
     if time > now + max_future:
         fail("time", f"must not be more than {max_future} ahead of the time of receipt")
     elif time < EARLIEST:
         fail("time", "must not be before 1970")
-    origin = attributes.get(TIME_ORIGIN)
-    return time, origin is not None and bytes(origin) == b'"received"'
+    stamped = attributes.get(TIME_ORIGIN)
+    if stamped is not None and bytes(stamped) == b'"received"':
+        return time, digest_time, _Origin.RECEIVED
+    return time, digest_time, _Origin.PRODUCER if rfc3339.is_common(text) else _Origin.NEW_NOTATION
 
 
-def _data(attributes: Mapping[str, msgspec.Raw], fail: _Fail) -> bytes:
+def _data(attributes: Mapping[str, msgspec.Raw], fail: _Fail, *, as_stored: bool) -> bytes:
     raw = _optional(attributes, "data")
     if raw is None:
         return b"{}"
@@ -269,32 +306,14 @@ def _data(attributes: Mapping[str, msgspec.Raw], fail: _Fail) -> bytes:
         fail("data", "must be a JSON object or null")
         return b"{}"
     try:
-        value = _ANY.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        fail("data", f"must be JSON within float64's range and {MAX_DEPTH} levels: {error}")
+        if as_stored:
+            scalars.check_stored_json(text)
+        else:
+            scalars.check_json(text)
+    except ValueError as error:
+        fail("data", str(error))
         return b"{}"
-    if _depth(value) > MAX_DEPTH:
-        fail("data", f"must not nest deeper than {MAX_DEPTH} levels")
     return text
-
-
-def _depth(value: object) -> int:
-    """Levels of nesting, counted only as far as the limit."""
-    level: list[object] = [value]
-    depth = 0
-    while level and depth <= MAX_DEPTH:
-        depth += 1
-        below: list[object] = []
-        for item in level:
-            if type(item) is dict:
-                below.extend(v for v in item.values() if type(v) in _NESTED)
-            elif type(item) is list:
-                below.extend(v for v in item if type(v) in _NESTED)
-        level = below
-    return depth
-
-
-_NESTED = (dict, list)
 
 
 def read_batch(
@@ -333,22 +352,23 @@ def read_binary(
 ) -> Envelope:
     """Check an event in the HTTP binding's binary mode: attributes as `ce-` headers, the body as its data.
 
-    `headers` has lower-case names. Header values are percent-decoded (HTTP binding 3.1.3.2).
+    `headers` has lower-case names; their values are read as `http_binding.attributes` says.
 
     Raises:
         EnvelopeError: As `read` does.
     """
     attributes = {
-        name[3:]: msgspec.Raw(_ENCODER.encode(unquote(value)))
-        for name, value in headers.items()
-        if name.startswith("ce-")
+        name: msgspec.Raw(_ENCODER.encode(value)) for name, value in http_binding.attributes(headers).items()
     }
+    for name in ("data", "datacontenttype"):
+        if name in attributes:
+            raise EnvelopeError([Violation(name, "must not be a header in binary mode")])
+    content_type = headers.get("content-type", "")
+    if content_type and not http_binding.is_json(content_type):
+        raise EnvelopeError([Violation("datacontenttype", f"must be {http_binding.JSON_RULE}")])
     attributes["datacontenttype"] = msgspec.Raw(b'"application/json"')
     if body.strip():
         attributes["data"] = msgspec.Raw(body.strip())
-    for name in ("data", "datacontenttype"):
-        if f"ce-{name}" in headers:
-            raise EnvelopeError([Violation(name, "must not be a header in binary mode")])
     envelope = _check(attributes, b"", tenant=tenant, now=now, place="", agent=agent)
     if envelope.body:
         return envelope

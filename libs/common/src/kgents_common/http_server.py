@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -29,6 +30,43 @@ KEEP_ALIVE_SECONDS = 75
 # A connection that is idle when the drain begins may have its next request on the way already.
 LINGER_SECONDS = 0.5
 MAX_HEAD_BYTES = 64 * 1024
+
+_log = structlog.get_logger()
+
+
+class LastHandler:
+    """Answers 500 as a problem document where nothing else answered, and closes where it says that it does.
+
+    What fails after its answer began cannot be answered any more: the server cuts the connection, so that no
+    client takes half an answer for a whole one.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_begun = is_whole = False
+
+        async def watching(message: Message) -> None:
+            nonlocal is_begun, is_whole
+            is_begun = True
+            is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watching)
+        except Exception:
+            _log.exception("request.failed", method=scope.get("method"), path=scope.get("path"))
+            if is_whole:
+                return
+            if is_begun:
+                raise
+            answer = problem(
+                500,
+                "this is our fault; nothing was stored unless a receipt says so",
+                headers={"connection": "close"},
+            )
+            await answer(scope, receive, send)
 
 
 class _State(ServerState):
@@ -205,7 +243,7 @@ class HttpServer(uvicorn.Server):
         limits = {"stalled_seconds": stalled_seconds, "request_seconds": request_seconds}
         super().__init__(
             uvicorn.Config(
-                app,
+                LastHandler(app),
                 loop="none",
                 http=type("Protocol", (Protocol,), limits),
                 ws="none",

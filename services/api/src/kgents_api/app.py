@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -33,11 +31,11 @@ from kgents_api.sinks.stream import StreamSink
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
 from kgents_api.sources.live import AgenteseLog
 from kgents_common import health, service
+from kgents_common.application import application
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.health import Check, Health, Heartbeat, Status
 from kgents_common.keyring import Keyring
-from kgents_common.problems import problem
 from kgents_common.publisher import MessageIds, Publisher, Spool, SpoolingPublisher
 from kgents_common.resilience import CircuitBreaker, CircuitState
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
@@ -117,9 +115,8 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         *(stripe_webhooks.routes(webhooks) if webhooks else ()),
         *openapi.routes(limits, described),
     ]
-    starlette = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem, Refused: _refused})
     app = Instrument(
-        starlette,
+        application(routes, {Refused: _refused}),
         direct={
             ("POST", "/v1/events"): events,
             ("POST", "/api/v1/events"): ingest,
@@ -220,12 +217,5 @@ def _spool(spool: Spool) -> Check:
     return Check(Status.DEGRADED, f"{spool.depth} events wait") if spool.depth else Check(Status.OK)
 
 
-async def _http_problem(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 registered for it alone
-    details = {404: "there is nothing at this path; see /docs", 405: "this path takes another method"}
-    return problem(error.status_code, details.get(error.status_code, error.detail), headers=error.headers)
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)  # noqa: S101 registered for it alone
+async def _refused(_: Request, error: Refused) -> Response:
     return error.response

@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 from nats.errors import Error as NatsError
 from prometheus_client import CollectorRegistry
-from starlette.applications import Starlette
 
 from kgents_backup.handlers.schedule import Loop, archive, daily
 from kgents_backup.metrics import Metrics
@@ -26,6 +25,7 @@ from kgents_backup.sinks.announcing import EventAnnouncer
 from kgents_backup.sinks.store import DirectoryStore, Lease, ObjectStore, Sealer, Vault, open_object_store
 from kgents_backup.sinks.store.sealing import load_keys
 from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_common.application import application
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection, connect_options
 from kgents_common.crash import CrashPoints
@@ -237,7 +237,7 @@ async def run_service(settings: BackupSettings) -> None:
     region = backup.region()
     if region is not None:
         parts.append(Loop("mirrors", lambda: watch_mirrors(region, backup.metrics)))
-    app = Starlette(routes=routes(health, backup.registry))
+    app = application(routes(health, backup.registry))
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
     await serve(settings=settings, health=health, app=app, parts=parts, tracing=tracing)
 

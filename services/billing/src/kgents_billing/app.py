@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 import structlog
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
-from starlette.applications import Starlette
 
 from kgents_billing.handlers import reads
 from kgents_billing.handlers.process import Processor
@@ -25,8 +24,9 @@ from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import database, health, service, streams, subjects
+from kgents_common.application import application
 from kgents_common.broker import Broker, Ready, Watchdog
-from kgents_common.clock import Clock, SystemClock, moment
+from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
@@ -35,6 +35,7 @@ from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
 from kgents_common.resilience import CircuitBreaker
+from kgents_common.rfc3339 import moment
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
@@ -116,12 +117,12 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     document.useful["stripe"] = lambda: circuit(stripe.breaker if stripe else None)
 
     grace = None if settings.grace_days is None else timedelta(days=settings.grace_days)
-    app = Starlette(
-        routes=[
+    app = application(
+        [
             *health.routes(document, registry),
             *reads.routes(reads.Reads(Subscriptions(pool), keyring, clock, grace)),
         ],
-        exception_handlers=reads.EXCEPTION_HANDLERS,
+        reads.EXCEPTION_HANDLERS,
     )
     rounds = [
         Round("quarantine", Quarantine(letters, processor, clock).run),

@@ -8,17 +8,18 @@ from datetime import timedelta
 import structlog
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
-from starlette.applications import Starlette
 
 from kgents_common import database, health, service, streams, subjects
+from kgents_common.application import application
 from kgents_common.broker import Broker, Ready, Watchdog
-from kgents_common.clock import Clock, SystemClock, moment
+from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
+from kgents_common.rfc3339 import moment
 from kgents_common.settings import process_id
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
@@ -143,12 +144,12 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     side = None
     if settings.role == "all":
         side = read_side(settings, Keyring(settings.keyring_file, clock), registry, clock)
-    app = Starlette(
-        routes=[
+    app = application(
+        [
             *health.routes(document, registry),
             *(side.routes if side else ()),
         ],
-        exception_handlers=reads.EXCEPTION_HANDLERS,
+        reads.EXCEPTION_HANDLERS,
     )
     upkeep = Upkeep(
         Round("backfill", _backfill_round(pool)),

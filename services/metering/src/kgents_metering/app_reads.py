@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
-from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from kgents_common import database, health, service
+from kgents_common.application import application
 from kgents_common.clock import Clock
 from kgents_common.connection import Connection
 from kgents_common.errors import TransientError
@@ -101,10 +101,7 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     await service.serve(
         settings=settings,
         health=document,
-        app=Starlette(
-            routes=[*health.routes(document, registry), *side.routes],
-            exception_handlers=reads.EXCEPTION_HANDLERS,
-        ),
+        app=application([*health.routes(document, registry), *side.routes], reads.EXCEPTION_HANDLERS),
         parts=[
             connection,
             ReadPool(side.pool),

@@ -24,7 +24,7 @@ _ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
 _NAME = re.compile(r"\.([A-Za-z_][\w-]*)")
 _QUOTED = re.compile(r"""\[(?:'([^']*)'|"([^"]*)")\]""")
 _INDEX = re.compile(r"\[(\d+)\]")
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def parse_path(text: str) -> Path:

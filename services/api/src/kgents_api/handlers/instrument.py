@@ -1,4 +1,4 @@
-"""What surrounds every request: its span, its metrics, and an answer where nobody else gave one."""
+"""What surrounds every request: its span and its metrics. What fails is for the server's last handler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Mapping
 from contextvars import Token
 
-import structlog
 from opentelemetry import context, trace
 from opentelemetry.trace import Span, SpanKind, Tracer
 from prometheus_client import Counter
@@ -19,7 +18,6 @@ from kgents_api.metrics import Metrics
 from kgents_common.problems import problem
 from kgents_common.telemetry import context_from_headers
 
-_log = structlog.get_logger()
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 OTHER = "other"
 
@@ -100,13 +98,6 @@ class Instrument:
             await problem(
                 503, "this process stops; send the same request again", headers={"retry-after": "1"}
             )(scope, receive, watching)
-        except Exception:
-            _log.exception("request.failed", route=route, method=scope["method"])
-            if has_begun:
-                raise
-            await problem(500, "this is our fault; nothing was stored unless a receipt says so")(
-                scope, receive, watching
-            )
         finally:
             if span is not None and attached is not None:
                 context.detach(attached)

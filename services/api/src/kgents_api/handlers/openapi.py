@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from kgents_api.handlers.intake import JSON, Limits
 from kgents_api.handlers.refusal import described
 from kgents_api.model.receipts import Receipts
-from kgents_common import envelope, subjects
+from kgents_common import envelope, scalars, subjects
 
 _EVENT = {"$ref": "#/components/schemas/CloudEvent"}
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}]
@@ -210,7 +210,7 @@ def _cloud_event() -> dict[str, Any]:
             },
             "data": {
                 "type": ["object", "null"],
-                "description": f"At most {envelope.MAX_DEPTH} levels deep, numbers within float64's range",
+                "description": f"At most {scalars.MAX_DEPTH} levels deep, numbers within float64's range",
             },
         },
     }

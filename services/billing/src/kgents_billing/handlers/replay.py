@@ -21,9 +21,9 @@ from kgents_billing.model.event import MalformedEventError
 from kgents_billing.model.tenant import Hints, Owner, hints
 from kgents_billing.sinks.store import Committed, DeadLetter, Letters, Origin
 from kgents_common import streams, subjects
-from kgents_common.clock import moment
 from kgents_common.connection import Connection
 from kgents_common.errors import PermanentError, TransientError
+from kgents_common.rfc3339 import moment
 
 BATCH = 100
 FETCH_SECONDS = 5.0

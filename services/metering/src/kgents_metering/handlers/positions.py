@@ -17,9 +17,9 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_common import streams
-from kgents_common.clock import moment
 from kgents_common.database import transient_errors
 from kgents_common.errors import TransientError
+from kgents_common.rfc3339 import moment
 from kgents_common.streams import ConsumerSpec, JetStreamApiError
 
 CONSUMERS = (streams.METERING, streams.METERING_BILLING_FACTS)

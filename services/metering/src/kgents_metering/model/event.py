@@ -9,8 +9,8 @@ from decimal import Decimal
 import msgspec
 
 from kgents_common import envelope, subjects
-from kgents_common.clock import moment
 from kgents_common.errors import EnvelopeError
+from kgents_common.rfc3339 import moment
 
 # The door allows five minutes ahead of its own clock; the ledger must never refuse what a door with another
 # clock acknowledged, and still set aside what is plainly wrong.
@@ -107,7 +107,11 @@ def classify(message: Message) -> Event | Dead:
 def _read(message: Message, place: subjects.AgenteseSubject) -> Event | Dead:
     try:
         found = envelope.read(
-            message.body, tenant=place.tenant, now=message.received_at, max_future=MAX_FUTURE
+            message.body,
+            tenant=place.tenant,
+            now=message.received_at,
+            max_future=MAX_FUTURE,
+            as_stored=True,
         )
         data_hash = found.payload_hash()
     except EnvelopeError as error:

@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Context, Decimal, InvalidOperation
 
+from kgents_common import scalars
 from kgents_metering.model.meters import Aggregation, Meter, Path, parse_path
 
-# Beyond float64's largest finite number a value is infinite to everybody downstream.
-LARGEST = Decimal("1.7976931348623157e308")
 # Nothing smaller than float64's least positive number is told from zero downstream; a sum must be storable.
 SMALLEST_EXPONENT = -324
 MAX_NUMBER_CHARACTERS = 400
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,6})?")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _MISSING = object()
 _EVERY_DIGIT = Context(prec=1_000_000, Emin=-999_999, Emax=999_999)
@@ -154,7 +152,7 @@ def _number(value: object, name: str) -> Decimal | Invalid:
             return Invalid("infinite", "invalid event: value cannot be infinity")
         return _bounded(found)
     if isinstance(value, str):
-        return _parsed(value.strip())
+        return _parsed(value)
     kind = "map[string]interface {}" if isinstance(value, Mapping) else "[]interface {}"
     return Invalid("unsupported_type", f"invalid event: unsupported value property type: {kind}")
 
@@ -166,13 +164,18 @@ def _parsed(text: str) -> Decimal | Invalid:
         return Invalid("nan", "invalid event: value cannot be NaN")
     if lower in ("inf", "infinity"):
         return Invalid("infinite", "invalid event: value cannot be infinity")
-    if len(text) > MAX_NUMBER_CHARACTERS or not _NUMBER.fullmatch(text):
-        return Invalid("not_a_number", f"invalid event: value cannot be parsed as float64: {shown}")
-    return _bounded(Decimal(text))
+    try:
+        if len(text) <= MAX_NUMBER_CHARACTERS:
+            return _bounded(scalars.decimal(text))
+    except scalars.TooLargeError:
+        return Invalid("infinite", "invalid event: value cannot be infinity")
+    except ValueError:
+        pass
+    return Invalid("not_a_number", f"invalid event: value cannot be parsed as float64: {shown}")
 
 
 def _bounded(value: Decimal) -> Decimal | Invalid:
-    if not value.is_finite() or value.copy_abs() > LARGEST:
+    if scalars.is_infinite(value):
         return Invalid("infinite", "invalid event: value cannot be infinity")
     if value.adjusted() < SMALLEST_EXPONENT:
         return Decimal(0)
