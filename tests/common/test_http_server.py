@@ -23,7 +23,7 @@ from kgents_common.errors import ConfigurationError
 from kgents_common.http_server import MAX_HEAD_BYTES, HttpServer, LastHandler
 
 REQUEST = b"GET /one HTTP/1.1\r\nhost: a\r\n\r\n"
-PATIENCE_SECONDS = 10
+PATIENCE_SECONDS = 60
 
 
 @dataclass
@@ -319,12 +319,10 @@ async def test_line_feeds_hold_no_connection(sent: bytes) -> None:
         writer.write(sent)
         if sent:
             await answer(reader)
-        for _ in range(100):
-            if reader.at_eof():
-                break
-            writer.write(b"\r\n")
-            await asyncio.sleep(0.05)
-        assert reader.at_eof()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (reader.at_eof() or reader.exception()):  # a reset, where a line feed met the end
+                writer.write(b"\r\n")
+                await asyncio.sleep(0.05)
 
 
 async def test_a_slow_answer_is_not_a_slow_request() -> None:
