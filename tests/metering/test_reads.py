@@ -134,6 +134,13 @@ async def test_csv(client: httpx.AsyncClient) -> None:
         ("windowSize=WEEK", 400),
         ("windowTimeZone=Mars/Olympus", 400),
         ("windowTimeZone=../../etc/passwd", 400),
+        ("windowTimeZone=localtime", 400),
+        ("windowTimeZone=posixrules", 400),
+        ("windowTimeZone=right/UTC", 400),
+        ("windowTimeZone=posix/Europe/Berlin", 400),
+        ("windowTimeZone=europe/berlin", 400),
+        ("windowTimeZone=UTC%00", 400),
+        ("windowTimeZone=%ED%A0%80", 400),
         ("groupBy=color", 400),
         ("groupBy=customer_id", 400),
         ("filterGroupBy[color]=x", 400),
@@ -180,6 +187,17 @@ async def test_events_are_listed_with_what_is_wrong_with_them(client: httpx.Asyn
     assert listed[0]["validationError"] == 'invalid event: missing value property: "$.tokens"'
     assert "validationError" not in listed[1]
     assert (await client.get("/api/v1/events?limit=101")).status_code == 400
+
+
+async def test_a_window_asked_for_again_has_the_same_value(client: httpx.AsyncClient) -> None:
+    """Rule: the bounds of a window, asked for as from and to, give its value."""
+    for zone in ("America/Havana", "CET", "Australia/Lord_Howe"):
+        for window in ("HOUR", "DAY", "MONTH"):
+            rows = (await query(client, f"windowSize={window}&windowTimeZone={zone}")).json()["data"]
+            for row in rows:
+                span = f"from={row['windowStart']}&to={row['windowEnd']}"
+                again = (await query(client, span)).json()["data"]
+                assert [one["value"] for one in again] == [row["value"]]
 
 
 async def test_counting_nothing_is_zero(client: httpx.AsyncClient) -> None:

@@ -6,10 +6,9 @@ import asyncio
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,8 +18,10 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_common import database
 from kgents_common.crash import CrashPoints
+from kgents_metering.model import zones
 from kgents_metering.model.meters import Aggregation, parse
-from kgents_metering.model.query import Query, Window, parse_query
+from kgents_metering.model.query import Query, parse_query
+from kgents_metering.model.windows import Window, windows
 from kgents_metering.sinks.ledger.apply import Ledger
 from kgents_metering.sinks.ledger.meters import sync
 from kgents_metering.sinks.ledger.reads import UsageReads
@@ -41,7 +42,8 @@ METERS = parse(
         ]
     }
 )
-# Both clock changes of both hemispheres, a zone of a half hour, and one whose day begins at one o'clock once.
+# Both clock changes of both hemispheres, half hours, a day that begins at one o'clock once, one with two
+# midnights, and one of seconds; and a few more by the seed.
 ZONES = (
     "UTC",
     "Europe/Berlin",
@@ -49,6 +51,9 @@ ZONES = (
     "Asia/Kolkata",
     "Australia/Lord_Howe",
     "America/Asuncion",
+    "America/Havana",
+    "CET",
+    "Africa/Monrovia",
 )
 DAYS = (
     datetime(2026, 3, 29, tzinfo=UTC),  # Berlin springs forward
@@ -56,6 +61,9 @@ DAYS = (
     datetime(2026, 11, 1, tzinfo=UTC),  # New York falls back
     datetime(2024, 10, 6, tzinfo=UTC),  # Asunción skips midnight
     datetime(2026, 1, 31, 22, tzinfo=UTC),  # the end of a month
+    datetime(2026, 4, 4, 14, tzinfo=UTC),  # Lord Howe falls back by half an hour
+    datetime(2020, 10, 31, 16, tzinfo=UTC),  # Havana has two midnights, at the first of a month
+    datetime(1972, 1, 7, tzinfo=UTC),  # Monrovia gives up its seconds
 )
 
 
@@ -88,7 +96,7 @@ events = st.builds(
     repeats=st.integers(0, 10),
     seed=st.integers(0, 10_000),
     cut=st.integers(1, 20),
-    zone=st.sampled_from(ZONES),
+    zone=st.one_of(st.sampled_from(ZONES), st.sampled_from(sorted(zones.names()))),
     window=st.sampled_from([None, *Window]),
     grouped=st.booleans(),
     bounds=st.one_of(
@@ -215,28 +223,9 @@ def _usable(value: object, aggregation: Aggregation) -> tuple[bool, Decimal | st
 
 
 def _window_of(time: datetime, window: Window, zone: str) -> tuple[datetime, datetime]:
-    """The calendar window around a moment, found by walking, not by arithmetic on offsets."""
-    if window is Window.MINUTE:
-        start = time.replace(second=0, microsecond=0)
-        return start, start + timedelta(minutes=1)
-    local = time.astimezone(ZoneInfo(zone))
-    if window is Window.HOUR:
-        start = time - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
-        return start, start + timedelta(hours=1)
-    today = local.date() if window is Window.DAY else local.date().replace(day=1)
-    after = today + timedelta(days=1)
-    if window is Window.MONTH:
-        while after.month == today.month:
-            after += timedelta(days=1)
-    return _midnight(today, zone), _midnight(after, zone)
-
-
-def _midnight(day: date, zone: str) -> datetime:
-    """The first moment of a local day."""
-    moment = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(hours=16)
-    while moment.astimezone(ZoneInfo(zone)).date() < day:
-        moment += timedelta(minutes=30)
-    return moment
+    """The window around a moment, made for it alone (`test_windows` walks through every zone's)."""
+    minute = time.replace(second=0, microsecond=0)
+    return windows(window, zone, minute, minute).around(minute)
 
 
 def _aggregate(aggregation: Aggregation, values: list[Any]) -> Decimal:

@@ -7,13 +7,14 @@ the minute are measured again and joined in as rows of the same shape, so nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, timedelta
+from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
 from kgents_metering.model.meters import Aggregation
-from kgents_metering.model.query import COMPARISONS, Filter, Query, whole_minutes, window_end
+from kgents_metering.model.query import COMPARISONS, Filter, Query, whole_minutes
 from kgents_metering.model.rollup import Rollup
+from kgents_metering.model.windows import MINUTE, Windows
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads.rows import Row
 
@@ -32,23 +33,16 @@ _COLUMNS = "minute, grp, cnt, sum, min, max, last_time, last_n, last_value"
 
 
 def build(
-    meter: MeterInForce, tenant: str, query: Query, parts: Rollup, *, limit: int
+    meter: MeterInForce, tenant: str, query: Query, parts: Rollup, windows: Windows | None, *, limit: int
 ) -> tuple[str, dict[str, Any]]:
     """The statement and its values. Its columns: window, last minute, groups, value, count of all rows.
 
     Args:
         parts: The minutes that the query cuts, as far as it wants them.
+        windows: The windows that a minute of the query may lie in; None where none are asked for.
         limit: The most rows it gives, and counts.
     """
-    values: dict[str, Any] = {"meter": meter.id, "tenant": tenant, "zone": query.zone}
-    span = whole_minutes(query)
-    conditions = ["r.meter = %(meter)s", "r.tenant = %(tenant)s"]
-    if span.start is not None:
-        conditions.append("r.minute >= %(start)s")
-        values["start"] = span.start
-    if span.end is not None:
-        conditions.append("r.minute < %(end)s")
-        values["end"] = span.end
+    conditions, values = _where(meter, tenant, query, windows)
     if meter.meter.aggregation is Aggregation.UNIQUE_COUNT:
         source = (
             f"select {_prefixed('r')}, d.vhash from metering.rollup r"
@@ -56,18 +50,18 @@ def build(
         )
     else:
         source = f"select {_prefixed('r')}, null::bytea from metering.rollup r"
-    source += f" where {' and '.join(conditions)} union all {_EDGE_ROWS}"
+    source += f" where {conditions} union all {_EDGE_ROWS}"
     values |= _edge_values(parts, meter.meter.aggregation)
 
-    window = f"date_trunc('{query.window.lower()}', s.minute, %(zone)s)" if query.window else "min(s.minute)"
-    last = "null::timestamptz" if query.window else "max(s.minute)"
+    window = _window(windows, values) if windows else "min(s.minute)"
+    last = "null::timestamptz" if windows else "max(s.minute)"
     keys = []
     for index, key in enumerate(query.group_by):
         values[f"key{index}"] = key
         keys.append(f"coalesce(s.grp->>%(key{index})s, '')")
     where = [_condition(key, condition, values) for key, condition in query.filters.items()]
     value = _VALUES[meter.meter.aggregation]
-    positions = [*([1] if query.window else []), *range(3, 3 + len(keys))]
+    positions = [*([1] if windows else []), *range(3, 3 + len(keys))]
     ordered = ", ".join(map(str, range(1, 3 + len(keys))))
     statement = (
         f"with s (minute, grp, cnt, sum, min, max, last_time, last_n, last_value, vhash) as ({source})"
@@ -80,6 +74,44 @@ def build(
     # The count is of no more rows than the limit; ordered again, which costs nothing where it is in order.
     statement = f"select *, count(*) over () from ({statement}) as found order by {ordered}"
     return statement, values
+
+
+def span(meter: MeterInForce, tenant: str, query: Query) -> tuple[str, dict[str, Any]]:
+    """The statement for the first and the last minute the query finds in the rollup."""
+    conditions, values = _where(meter, tenant, query)
+    return f"select min(r.minute), max(r.minute) from metering.rollup r where {conditions}", values
+
+
+def _where(
+    meter: MeterInForce, tenant: str, query: Query, windows: Windows | None = None
+) -> tuple[str, dict[str, Any]]:
+    values: dict[str, Any] = {"meter": meter.id, "tenant": tenant}
+    whole = whole_minutes(query)
+    start, end = whole.start, whole.end
+    if windows is not None:  # a minute that has come since they were made lies in none of them
+        start = max(start or windows.starts[0], windows.starts[0])
+        end = min(end or windows.end, windows.end)
+    conditions = ["r.meter = %(meter)s", "r.tenant = %(tenant)s"]
+    if start is not None:
+        conditions.append("r.minute >= %(start)s")
+        values["start"] = start
+    if end is not None:
+        conditions.append("r.minute < %(end)s")
+        values["end"] = end
+    return " and ".join(conditions), values
+
+
+def _window(windows: Windows, values: dict[str, Any]) -> str:
+    """Where the window of a minute begins: looked up in what was computed, as Postgres knows other zones."""
+    if windows.step == MINUTE:
+        return "s.minute"
+    values["w_starts"] = list(windows.starts)
+    run = "width_bucket(s.minute, %(w_starts)s::timestamptz[])"
+    start = f"(%(w_starts)s::timestamptz[])[{run}]"
+    if windows.step is None:
+        return start
+    values["w_origins"], values["w_step"] = list(windows.origins), windows.step
+    return f"greatest({start}, date_bin(%(w_step)s, s.minute, (%(w_origins)s::timestamptz[])[{run}]))"
 
 
 def _prefixed(alias: str) -> str:
@@ -140,15 +172,14 @@ def _condition(key: str, condition: Filter, values: dict[str, Any]) -> str:
     return f"({' and '.join(parts)})"
 
 
-def as_row(row: Sequence[Any], query: Query) -> Row:
+def as_row(row: Sequence[Any], query: Query, windows: Windows | None) -> Row:
     """A row of the statement."""
     groups = dict(zip(query.group_by, row[2:-2], strict=True))
-    if query.window is not None:
-        start = row[0].astimezone(UTC)
-        return Row(start, window_end(start, query.window, query.zone), groups, Decimal(row[-2]))
+    if windows is not None:
+        return Row(*windows.around(row[0].astimezone(UTC)), groups, Decimal(row[-2]))
     return Row(
         query.start or row[0].astimezone(UTC),
-        query.end or row[1].astimezone(UTC) + timedelta(minutes=1),
+        query.end or row[1].astimezone(UTC) + MINUTE,
         groups,
         Decimal(row[-2]),
     )

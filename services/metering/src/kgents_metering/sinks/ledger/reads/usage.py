@@ -12,6 +12,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_metering.model.meters import Aggregation
 from kgents_metering.model.query import Query, QueryError, Span, edges
+from kgents_metering.model.rollup import Rollup
+from kgents_metering.model.windows import NOTHING, Windows, windows
 from kgents_metering.sinks.ledger.meters import EMPTY, MeterInForce, MeterSet, current
 from kgents_metering.sinks.ledger.reads import statement
 from kgents_metering.sinks.ledger.reads.edges import measure_edges
@@ -60,7 +62,8 @@ class UsageReads:
         with read_errors(self._limits):
             async with self._pool.connection() as connection:
                 parts = await measure_edges(connection, meter, tenant, edges(query), self._limits)
-                text, values = statement.build(meter, tenant, query, parts, limit=self._limits.rows + 1)
+                made = await _windows(connection, meter, tenant, query, parts)
+                text, values = statement.build(meter, tenant, query, parts, made, limit=self._limits.rows + 1)
                 async with connection.cursor(name="usage") as cursor:
                     await cursor.execute(text.encode(), values)
                     first = await cursor.fetchmany(CHUNK)
@@ -68,7 +71,7 @@ class UsageReads:
                     if total > self._limits.rows:
                         raise QueryError(f"the answer has more than {self._limits.rows} rows: {NARROW}", 422)
                     if total:
-                        yield Answer(total, _chunks(cursor, first, query))
+                        yield Answer(total, _chunks(cursor, first, query, made))
                     else:
                         nothing = _nothing(meter.meter.aggregation, query)
                         yield Answer(len(nothing), _once(nothing))
@@ -134,12 +137,24 @@ class UsageReads:
         return self._meters
 
 
+async def _windows(
+    connection: AsyncConnection, meter: MeterInForce, tenant: str, query: Query, parts: Rollup
+) -> Windows | None:
+    """The windows from the first to the last minute that there is; None where none are asked for."""
+    if query.window is None:
+        return None
+    text, values = statement.span(meter, tenant, query)
+    row = await (await connection.execute(text.encode(), values)).fetchone()
+    minutes = [*(key[2] for key, _ in parts.rows()), *(m for m in row or () if m is not None)]
+    return windows(query.window, query.zone, min(minutes), max(minutes)) if minutes else NOTHING
+
+
 async def _chunks(
-    cursor: AsyncServerCursor, first: list[tuple[object, ...]], query: Query
+    cursor: AsyncServerCursor, first: list[tuple[object, ...]], query: Query, made: Windows | None
 ) -> AsyncIterator[list[Row]]:
     rows = first
     while rows:
-        yield [statement.as_row(row, query) for row in rows]
+        yield [statement.as_row(row, query, made) for row in rows]
         rows = await cursor.fetchmany(CHUNK)
 
 
