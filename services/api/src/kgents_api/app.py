@@ -23,6 +23,7 @@ from kgents_api.handlers.stripe_webhooks import StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
 from kgents_api.model.rate_limit import Quota, RateLimiter
 from kgents_api.model.saas import Heartbeats
+from kgents_api.model.tenant_limits import FairShare, Limit, TenantLimits, units
 from kgents_api.settings import BURST_SECONDS, ApiSettings
 from kgents_api.sinks.rate_buckets import RedisBuckets
 from kgents_api.sinks.sessions import RedisSessions
@@ -43,6 +44,7 @@ from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep
 
 # After NATS is back the door must not wait long to notice; asking costs nothing while it is away.
+EVENTS_PREFIX, BYTES_PREFIX, STORED_PREFIX = "rate:events:", "rate:bytes:", "stored:bytes:"
 LONGEST_REST = timedelta(seconds=2)
 
 
@@ -94,8 +96,11 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     document.useful["streams"] = fill.check
     document.useful["redis"] = lambda: health.circuit(redis.breaker if redis else None)
     limiter = _limiter(settings, redis, metrics, clock)
-    events = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter)
-    ingest = Events(authentication, sink, limits=limits, clock=clock, limiter=limiter, answer=as_openmeter)
+    share = FairShare(settings.max_held_bytes)
+    events = Events(authentication, sink, share, limits=limits, clock=clock, limiter=limiter)
+    ingest = Events(
+        authentication, sink, share, limits=limits, clock=clock, limiter=limiter, answer=as_openmeter
+    )
     webhooks = _webhooks(settings, publisher, registry, clock)
     streams = _live(settings, authentication, reading, registry)
     heartbeats = Heartbeats.every(settings.heartbeat_seconds, settings.expected_workers)
@@ -164,13 +169,33 @@ def _spooling(
 
 def _limiter(
     settings: ApiSettings, redis: SharedRedis | None, metrics: Metrics, clock: Clock
-) -> RateLimiter | None:
-    """The tenants' rate limit; none without Redis."""
-    rate = settings.rate_limit_events_per_second
-    if redis is None or rate == 0:
+) -> TenantLimits | None:
+    """The tenants' limits; none without Redis."""
+    if redis is None:
         return None
-    quota = Quota(rate, rate * BURST_SECONDS)
-    return RateLimiter(RedisBuckets(redis, quota, clock, unanswered=metrics.rate_unanswered), quota, clock)
+
+    def limiter(quota: Quota, prefix: str) -> RateLimiter:
+        buckets = RedisBuckets(redis, quota, clock, unanswered=metrics.rate_unanswered, prefix=prefix)
+        return RateLimiter(buckets, quota, clock)
+
+    limits: list[Limit] = []
+    rate = settings.rate_limit_events_per_second
+    if rate:
+        quota = Quota(rate, rate * BURST_SECONDS)
+        limits.append(Limit(limiter(quota, EVENTS_PREFIX), f"may send {rate} events a second"))
+    size = settings.rate_limit_bytes_per_second
+    if size:
+        quota = Quota(units(size), units(size) * BURST_SECONDS)
+        says = f"may send {size} bytes of events a second"
+        limits.append(Limit(limiter(quota, BYTES_PREFIX), says, in_bytes=True))
+    stored = settings.tenant_stored_bytes
+    if stored:
+        # Half at once and half in the time that messages stay: never more than the whole is in the stream.
+        half = units(stored) // 2
+        quota = Quota(half, half, seconds=settings.stored_days * 86400)
+        says = f"may have {stored} bytes of events in the stream"
+        limits.append(Limit(limiter(quota, STORED_PREFIX), says, in_bytes=True))
+    return TenantLimits(limits) if limits else None
 
 
 def _live(

@@ -30,6 +30,29 @@ class ApiSettings(ServiceSettings):
         ge=0,
         description="What a tenant may send in the long run; 0 for no limit, and none without REDIS_URL",
     )
+    rate_limit_bytes_per_second: int = Field(
+        8 * 1024 * 1024,
+        validation_alias="KGENTS_RATE_LIMIT_BYTES_PER_SECOND",
+        ge=0,
+        description="The same in bytes of events",
+    )
+    tenant_stored_bytes: int = Field(
+        0,
+        validation_alias="KGENTS_TENANT_STORED_BYTES",
+        ge=0,
+        description="How much of AGENTESE one tenant may fill in KGENTS_STORED_DAYS; 0 for no quota, and none"
+        " without REDIS_URL",
+    )
+    stored_days: int = Field(
+        30, validation_alias="KGENTS_STORED_DAYS", gt=0, description="How long AGENTESE keeps messages"
+    )
+    max_held_bytes: int = Field(
+        128 * 1024 * 1024,
+        validation_alias="KGENTS_MAX_HELD_BYTES",
+        gt=0,
+        description="Of all requests for events under way in this process; where it is short, each tenant has"
+        " its share",
+    )
     max_concurrency: int = Field(512, validation_alias="KGENTS_MAX_CONCURRENCY", gt=0)
     publish_timeout_seconds: float = Field(4, validation_alias="KGENTS_PUBLISH_TIMEOUT_SECONDS", gt=0)
     message_id_secret: SecretStr | None = Field(
@@ -77,6 +100,15 @@ class ApiSettings(ServiceSettings):
                 f"KGENTS_RATE_LIMIT_EVENTS_PER_SECOND times {BURST_SECONDS} must be at least"
                 " KGENTS_MAX_BATCH_EVENTS, or a whole batch could never pass"
             )
+        if 0 < self.rate_limit_bytes_per_second * BURST_SECONDS < self.max_batch_bytes:
+            raise ValueError(
+                f"KGENTS_RATE_LIMIT_BYTES_PER_SECOND times {BURST_SECONDS} must be at least"
+                " KGENTS_MAX_BATCH_BYTES, or a whole batch could never pass"
+            )
+        if 0 < self.tenant_stored_bytes < 2 * self.max_batch_bytes:
+            raise ValueError("KGENTS_TENANT_STORED_BYTES must be at least twice KGENTS_MAX_BATCH_BYTES")
+        if self.max_held_bytes < 2 * self.max_batch_bytes:
+            raise ValueError("KGENTS_MAX_HELD_BYTES must be at least twice KGENTS_MAX_BATCH_BYTES")
         return self
 
     @field_validator("expected_workers", mode="before")

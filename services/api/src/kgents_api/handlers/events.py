@@ -18,9 +18,9 @@ from starlette.types import Receive, Scope, Send
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.intake import Limits, body_limit, read_events
 from kgents_api.handlers.refusal import Refused
-from kgents_api.handlers.request import address_of, headers_of, read_body
-from kgents_api.model.rate_limit import RateLimiter, Verdict
+from kgents_api.handlers.request import address_of, expected_size, headers_of, read_body
 from kgents_api.model.receipts import EventSink, PartlyStoredError, Receipt, Receipts
+from kgents_api.model.tenant_limits import FairShare, TenantLimits, Told
 from kgents_common.clock import Clock
 from kgents_common.envelope import Envelope
 from kgents_common.errors import PermanentError
@@ -55,14 +55,16 @@ class Events:
         self,
         authentication: Authentication,
         sink: EventSink,
+        share: FairShare,
         *,
         limits: Limits,
         clock: Clock,
         answer: Answer = with_receipts,
-        limiter: RateLimiter | None = None,
+        limiter: TenantLimits | None = None,
     ) -> None:
         self._authentication = authentication
         self._sink = sink
+        self._share = share
         self._limits = limits
         self._clock = clock
         self._answer = answer
@@ -74,41 +76,63 @@ class Events:
         if self._limiter is not None:
             refusal = self._limiter.refusal(caller.tenant)
             if refusal is not None:  # before its body is read: it costs next to nothing
-                raise _too_fast(refusal, self._limiter)
-        body = await read_body(receive, headers, body_limit(headers, self._limits))
-        events = read_events(headers, body, caller=caller, now=self._clock.now(), limits=self._limits)
-        limited: list[tuple[bytes, bytes]] = []
-        if self._limiter is not None:
-            verdict = await self._limiter.take(caller.tenant, len(events))
-            if not verdict.allowed:
-                raise _too_fast(verdict, self._limiter)
-            limited = [
-                (name.encode(), value.encode()) for name, value in _limit_headers(verdict, self._limiter)
-            ]
-        receipts = await store(self._sink, events, trace_headers(headers))
-        response = self._answer(receipts)
-        response.raw_headers.extend(limited)
+                raise _too_fast(refusal)
+        most = body_limit(headers, self._limits)
+        size = expected_size(headers, most)
+        if not self._share.enter(caller.tenant, size):
+            raise _too_much()
+        try:
+            body = await read_body(receive, headers, most)
+            events = read_events(headers, body, caller=caller, now=self._clock.now(), limits=self._limits)
+            response = await self._stored(caller.tenant, events, headers)
+        finally:
+            self._share.leave(caller.tenant, size)
         await response(scope, receive, send)
 
+    async def _stored(self, tenant: str, events: list[Envelope], headers: dict[str, str]) -> Response:
+        if self._limiter is None:
+            return self._answer(await store(self._sink, events, trace_headers(headers)))
+        size = sum(len(event.body) for event in events)
+        told = await self._limiter.take(tenant, len(events), size)
+        if not told.verdict.allowed:
+            raise _too_fast(told)
+        try:
+            receipts = await store(self._sink, events, trace_headers(headers))
+        except Refused:  # what is not stored costs nothing; what of it is, is recognised when it comes again
+            self._limiter.give_back(tenant, len(events), size)
+            raise
+        response = self._answer(receipts)
+        response.raw_headers.extend((name.encode(), value.encode()) for name, value in _limit_headers(told))
+        return response
 
-def _limit_headers(verdict: Verdict, limiter: RateLimiter) -> list[tuple[str, str]]:
-    """`RateLimit-*` (draft-ietf-httpapi-ratelimit-headers-03), in events and in seconds."""
-    if verdict.remaining is None:
+
+def _limit_headers(told: Told) -> list[tuple[str, str]]:
+    """`RateLimit-*` (draft-ietf-httpapi-ratelimit-headers-03), in the limit's tokens and in seconds."""
+    if told.verdict.remaining is None:
         return []
     return [
-        ("ratelimit-limit", str(limiter.quota.burst)),
-        ("ratelimit-remaining", str(verdict.remaining)),
-        ("ratelimit-reset", str(ceil(verdict.reset_seconds))),
+        ("ratelimit-limit", str(told.limit.limiter.quota.burst)),
+        ("ratelimit-remaining", str(told.verdict.remaining)),
+        ("ratelimit-reset", str(ceil(told.verdict.reset_seconds))),
     ]
 
 
-def _too_fast(verdict: Verdict, limiter: RateLimiter) -> Refused:
-    wait = max(1, ceil(verdict.reset_seconds))
+def _too_fast(told: Told) -> Refused:
+    wait = max(1, ceil(told.verdict.reset_seconds))
     return Refused(
         429,
-        f"your tenant may send {limiter.quota.per_second} events a second; come back in {wait} s",
+        f"your tenant {told.limit.says}; come back in {wait} s",
         reason="rate_limited",
-        headers={"retry-after": str(wait), **dict(_limit_headers(verdict, limiter))},
+        headers={"retry-after": str(wait), **dict(_limit_headers(told))},
+    )
+
+
+def _too_much() -> Refused:
+    return Refused(
+        429,
+        "your tenant has its share of requests under way here; come back when some are answered",
+        reason="too_much_at_once",
+        headers={"retry-after": "1", "connection": "close"},
     )
 
 

@@ -27,6 +27,12 @@ def media_type(headers: dict[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def expected_size(headers: dict[str, str], limit: int) -> int:
+    """How many bytes a body will have at most: what is declared, within the limit, else the limit."""
+    declared = headers.get("content-length", "")
+    return min(int(declared), limit) if declared.isdecimal() and len(declared) < 20 else limit
+
+
 async def read_body(receive: Receive, headers: dict[str, str], limit: int) -> bytes:
     """The whole body.
 

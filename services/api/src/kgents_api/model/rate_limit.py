@@ -32,10 +32,11 @@ MAX_ACCOUNTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """So many tokens a second in the long run, and so many at once."""
+    """So many tokens a second (or every so many `seconds`) in the long run, and so many at once."""
 
     per_second: int
     burst: int
+    seconds: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,15 @@ class RateLimiter:
             except TransientError:
                 account.open_until = self._clock.monotonic() + OPEN_SECONDS
                 return UNKNOWN
+
+    def give_back(self, tenant: str, tokens: int) -> None:
+        """Take back what was spent by a request that came to nothing; this process spends it again soon."""
+        account = self._accounts.get(tenant)
+        if account is None or account.open_until > self._clock.monotonic():  # nothing was taken
+            return
+        now = self._clock.monotonic()
+        account.held = tokens + (account.held if now < account.good_until else 0)
+        account.good_until = now + LEASE_SECONDS
 
     def _forget_idle(self) -> None:
         """Keep to the limit by dropping accounts that say nothing any more; what one still says is kept."""

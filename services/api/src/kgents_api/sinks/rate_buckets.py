@@ -1,4 +1,4 @@
-"""Token buckets in Redis, through pyrate-limiter's GCRA: one number for each tenant."""
+"""Token buckets in Redis, through pyrate-limiter's GCRA: one number for each tenant and limit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ _ALGORITHM = GCRA()
 class RedisBuckets:
     """See `Buckets`. Moments are this process's wall clock's: NTP's few milliseconds are few tokens."""
 
-    def __init__(self, redis: SharedRedis, quota: Quota, clock: Clock, *, unanswered: Counter) -> None:
+    def __init__(
+        self, redis: SharedRedis, quota: Quota, clock: Clock, *, unanswered: Counter, prefix: str = PREFIX
+    ) -> None:
         self._redis = redis
         self._clock = clock
         self._quota = quota
-        self._rates = [Rate(quota.per_second, 1000, burst=quota.burst)]
+        self._rates = [Rate(quota.per_second, quota.seconds * 1000, burst=quota.burst)]
         self._unanswered = unanswered
         self._store = lru_cache(maxsize=MAX_STORES)(
-            lambda tenant: RedisStateStore(redis.client, PREFIX + tenant)
+            lambda tenant: RedisStateStore(redis.client, prefix + tenant)
         )
 
     async def take(self, tenant: str, tokens: int) -> Bucket:
@@ -55,5 +57,5 @@ class RedisBuckets:
             given=decision.allowed,
             left=max(0, self._quota.burst - used),
             wait_seconds=wait / 1000,
-            full_seconds=used / self._quota.per_second,
+            full_seconds=used * self._quota.seconds / self._quota.per_second,
         )
