@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
 
-PATIENCE_SECONDS = 30.0
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
+
+PATIENCE_SECONDS = HANGS_AFTER_SECONDS
 
 
 @dataclass(frozen=True)

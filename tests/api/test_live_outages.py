@@ -7,7 +7,7 @@ import json
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import pytest
 from kgents_common import keyring
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
+from kgents_devstack.waiting import reached as until
 
 from .conftest import event
 from .live_streams import LiveStream
@@ -46,7 +48,7 @@ def running_door(
 
 async def published(client: httpx.AsyncClient, key: str, events: list[dict[str, object]]) -> list[int]:
     """Store these, through outages; their sequences."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS_AFTER_SECONDS
     while True:
         answer = await client.post(
             "/v1/events", content=json.dumps(events), headers={"authorization": f"Bearer {key}", **JSON_BATCH}
@@ -62,13 +64,6 @@ def metric(service: ServiceProcess, line: str) -> float:
     """One sample of /metrics."""
     text = httpx.get(f"{service.url}/metrics", timeout=10).text
     return next((float(row.split()[-1]) for row in text.splitlines() if row.startswith(line + " ")), 0.0)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])

@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from kgents_devstack.servers import NatsServer
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 from .conftest import Door, encoded
 from .test_rolling_restart import doors
 
-SECONDS = 10
+SECONDS = HANGS_AFTER_SECONDS
 ROUNDS = 300
 
 

@@ -21,6 +21,7 @@ import pytest
 from kgents_common import keyring
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 from .conftest import encoded, event
 from .live_streams import LiveStream
@@ -48,7 +49,7 @@ class Connection:
             f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         self.writer.write(head.encode() + body)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_AFTER_SECONDS):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines[1:] if line)
             answer = await self.reader.readexactly(int(headers["content-length"]))
@@ -195,7 +196,7 @@ async def test_a_rolling_restart_loses_and_fails_nothing(
         await asyncio.gather(*posting)
         messages = await stored(own_nats)
         load.last_sequence = messages[-1][0]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANGS_AFTER_SECONDS):
             await asyncio.gather(*following)
         logs = "".join(service.log_path.read_text() for service in services)
     assert load.failures == []

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from kgents_common import keyring
 from kgents_common.errors import PermanentError
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
+from kgents_devstack.waiting import until
 
 WORKERS = ("metering", "billing", "backup")
 
@@ -134,13 +134,6 @@ def door(tmp_path: Path, own_nats: NatsServer) -> Iterator[ServiceProcess]:
 def saas(door: ServiceProcess) -> tuple[int, dict[str, Any]]:
     answer = httpx.get(f"{door.url}/health/saas", timeout=5)
     return answer.status_code, answer.json()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 async def _say(own_nats: NatsServer, **documents: bytes) -> None:

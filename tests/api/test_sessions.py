@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from kgents_common import keyring, subjects
 from kgents_devstack.servers import NatsServer, apply_streams
+from kgents_devstack.waiting import until as eventually
 
 from .conftest import encoded, serving
 
@@ -65,14 +65,6 @@ def visited(tmp_path: Path, nats_server: NatsServer, own_valkey: Any) -> Iterato
     records = {name: record for name, (_, record) in minted.items()}
     with serving(tmp_path, nats_server, keys, records.values(), REDIS_URL=own_valkey.url) as callers:
         yield Visited(callers, nats_server, own_valkey, tmp_path / "keys.json", records)
-
-
-def eventually(is_so: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if is_so():
-            return
-        time.sleep(0.05)
-    pytest.fail("it never became so")
 
 
 def test_a_session_publishes_as_its_agent(visited: Visited) -> None:

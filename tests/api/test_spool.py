@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ import pytest
 from kgents_common import keyring
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
+from kgents_devstack.waiting import until as eventually
 
 from .conftest import encoded
 from .outage import Load, check, held, metric
@@ -61,13 +63,6 @@ def spooling(tmp_path: Path, own_nats: NatsServer) -> Iterator[Spooling]:
         yield made
 
 
-def eventually(is_so: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it never became so"
-        time.sleep(0.1)
-
-
 def outage(door: Spooling, *, before: float, away: float, after: float) -> Load:
     """Load while NATS is killed and started again."""
     with Load(door.service.url, door.key) as load:
@@ -92,7 +87,7 @@ OUTAGES = [
 def test_with_a_spool_every_202_is_in_the_stream_once(spooling: Spooling, away: float) -> None:
     """Rule: P1; nothing is refused while the spool has room."""
     load = outage(spooling, before=2, away=away, after=3)
-    eventually(lambda: spooling.depth() == 0, 120)
+    eventually(lambda: spooling.depth() == 0)
     found = asyncio.run(held(spooling.nats.url))
     answers = load.answers
     assert set(answers.statuses) == {202}
@@ -193,4 +188,4 @@ def test_two_doors_do_not_share_a_spool(spooling: Spooling, tmp_path: Path) -> N
     second.directory.mkdir()
     second._spawn()
     assert second._process is not None
-    assert second._process.wait(20) == 2
+    assert second._process.wait(HANGS_AFTER_SECONDS) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -118,10 +117,3 @@ async def archive(client: VerbatimClient, vault: Vault, stream: str = STREAM) ->
 def shown(messages: Sequence[Message]) -> list[tuple[int, str, bytes, bytes]]:
     """Messages without their times."""
     return [(m.sequence, m.subject, m.headers, m.body) for m in messages]
-
-
-async def until(condition: Any, *, seconds: float = 30) -> None:
-    """Wait until an async condition holds."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.backup.streams import STREAM, delete, fill, make_stream, read_all, until
+from tests.backup.streams import STREAM, delete, fill, make_stream, read_all
 
 from kgents_backup.cancelling import cancelled
 from kgents_backup.model import lines, segment
@@ -28,6 +28,7 @@ from kgents_backup.sources.stream import stream_info
 from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common.clock import SystemClock
 from kgents_devstack.servers import NatsServer
+from kgents_devstack.waiting import reached as until
 
 CLOCK = SystemClock()
 QUICK = ArchivePolicy(every=timedelta(seconds=0.3), segment_bytes=64 * 1024, retry=timedelta(seconds=0.1))

@@ -31,6 +31,7 @@ from kgents_common.errors import KgentsError
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsCluster
 from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
+from kgents_devstack.waiting import reached
 
 
 @pytest.mark.parametrize("version", [OLDEST_VERSION, installed_version()])
@@ -92,11 +93,12 @@ async def subjects_by_replica(client) -> list[set[str]]:  # type: ignore[no-unty
 
 async def until_created(client) -> None:  # type: ignore[no-untyped-def]
     """The stream, as soon as the cluster can place it."""
-    for _ in range(200):
+
+    async def takes() -> bool:
         try:
             await make_stream(client, num_replicas=3)
         except Exception:
-            await asyncio.sleep(0.5)
-        else:
-            return
-    raise AssertionError("the cluster does not take a stream")
+            return False
+        return True
+
+    await reached(takes)

@@ -16,7 +16,7 @@ from typing import cast
 
 import httpx
 import pytest
-from tests.backup.streams import archive, fill, read_all, until
+from tests.backup.streams import archive, fill, read_all
 
 from kgents_backup.app import Backup
 from kgents_backup.handlers.schedule import daily, next_run
@@ -32,6 +32,8 @@ from kgents_common import streams
 from kgents_common.clock import ManualClock
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsServer, S3Server, free_port
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
+from kgents_devstack.waiting import reached as until
 
 
 def settings_for(url: str, directory: Path, **more: object) -> BackupSettings:
@@ -200,7 +202,7 @@ async def test_the_service_archives_runs_and_reports(
                 return 'kgents_backup_archive_last_sequence{stream="AGENTESE"} 250.0' in text
 
             try:
-                await until(has_drilled, seconds=60)
+                await until(has_drilled)
                 await fill(client, 50, start=200)
                 await until(is_archived)
                 document = (await http.get("/health/ready")).json()
@@ -210,7 +212,7 @@ async def test_the_service_archives_runs_and_reports(
                 await fill(client, 7, start=250)
             finally:
                 process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(process.wait(), 40) == 0
+                assert await asyncio.wait_for(process.wait(), HANGS_AFTER_SECONDS) == 0
         stored = await s3_store.list("segments/AGENTESE/")
         assert stored
         last = (await request(client, "STREAM.INFO.AGENTESE"))["state"]["last_seq"]

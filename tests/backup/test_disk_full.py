@@ -14,6 +14,7 @@ from tests.backup.streams import fill, make_stream, read_all
 
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_devstack.servers import NatsServer
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 LIMIT_BYTES = 256 * 1024
 
@@ -35,7 +36,7 @@ async def limited(command: str, servers: str, directory: Path) -> tuple[int, str
         stderr=asyncio.subprocess.STDOUT,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES)),
     )
-    said, _ = await asyncio.wait_for(process.communicate(), 90)
+    said, _ = await asyncio.wait_for(process.communicate(), HANGS_AFTER_SECONDS)
     return process.returncode or 0, said.decode()
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.backup.streams import STREAM, add_consumer, consume, delete, fill, make_stream, until
+from tests.backup.streams import STREAM, add_consumer, consume, delete, fill, make_stream
 
 from kgents_backup.model.plan import Until
 from kgents_backup.model.ports import NoProgress
@@ -30,6 +30,7 @@ from kgents_common.clock import SystemClock
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
+from kgents_devstack.waiting import reached as until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 CLOCK = SystemClock()
@@ -214,7 +215,7 @@ async def test_the_archive_keeps_up_with_five_thousand_events_a_second(
     async def is_done() -> bool:
         return archiver.state.position == COUNT
 
-    await until(is_done, seconds=60)
+    await until(is_done)
     archiving.cancel()
     lags.sort()
     p99 = lags[int(len(lags) * 0.99)]

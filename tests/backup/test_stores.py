@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from tests.backup.conftest import open_s3
-from tests.backup.streams import until
 
 from kgents_backup.model.faults import CorruptError, LockedError, StoreError
 from kgents_backup.model.ports import Store
@@ -17,6 +16,7 @@ from kgents_backup.sinks.store.sealing import load_keys, new_key
 from kgents_common.clock import ManualClock, SystemClock
 from kgents_common.errors import ConfigurationError
 from kgents_devstack.servers import S3Server
+from kgents_devstack.waiting import reached as until
 
 
 async def test_what_is_put_is_got_listed_and_deleted(each_store: Store) -> None:

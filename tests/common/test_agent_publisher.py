@@ -21,6 +21,7 @@ from kgents_common.errors import EnvelopeError, TransientError
 from kgents_common.publisher import Ack, AgentPublisher, Event, Message, Spooled
 from kgents_common.publisher.spool_file import Kept, SpoolFile
 from kgents_devstack.servers import NatsServer
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 Connect = Callable[..., Awaitable[Connection]]
 SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
@@ -112,7 +113,7 @@ async def test_a_spool_needs_no_right_but_to_its_tenants_subjects(tmp_path: Path
             spool=tmp_path / "spool",
         ) as agent:
             await agent.wait_until_connected()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(HANGS_AFTER_SECONDS):
                 while agent.waiting:
                     await asyncio.sleep(0.05)
             await agent.publish("llm.tokens", {"tokens": 1})

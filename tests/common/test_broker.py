@@ -12,6 +12,7 @@ from kgents_common import delivery, streams
 from kgents_common.broker import Broker, Watchdog
 from kgents_common.connection import Connection
 from kgents_devstack.servers import NatsServer
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 from .conftest import settings_for
 
@@ -30,7 +31,7 @@ class Handled:
         await delivery.ack(messages)
 
     async def wait_for(self, count: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANGS_AFTER_SECONDS):
             while len(set(self.bodies)) < count:
                 await asyncio.sleep(0.05)
 
@@ -80,7 +81,7 @@ async def test_a_killed_server_loses_nothing_and_workers_resume(
     own_nats.kill()
     await asyncio.sleep(0.5)
     own_nats.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS_AFTER_SECONDS):
         while not connection.is_connected:
             await asyncio.sleep(0.05)
     await publish(connection, 100, 100)
@@ -117,7 +118,7 @@ async def test_a_handler_that_fails_gets_its_messages_again(nats_url: str, conne
 
     connection, watchdog, broker = await started(nats_url, connect, failing)
     await publish(connection, 0, 1)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS_AFTER_SECONDS):
         while len(tries) < 3:
             await asyncio.sleep(0.05)
     await broker.stop()
@@ -156,5 +157,5 @@ async def test_a_client_closed_for_good_is_told(own_nats: NatsServer) -> None:
         await asyncio.wait_for(closed.wait(), 0.1)
     # What an oversize message does: the server answers -ERR, and nats-py never reconnects.
     await connection.client._process_err("'Maximum Payload Violation'")
-    await asyncio.wait_for(closed.wait(), 10)
+    await asyncio.wait_for(closed.wait(), HANGS_AFTER_SECONDS)
     await connection.stop()

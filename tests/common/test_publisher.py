@@ -21,8 +21,11 @@ from kgents_common.publisher import (
 )
 from kgents_common.resilience import CircuitBreaker, CircuitState
 from kgents_devstack.servers import NatsServer
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 Connect = Callable[..., Awaitable[Connection]]
+# An acknowledgement comes when it comes: only the tests of its time-out have one that is short.
+PATIENCE = timedelta(seconds=HANGS_AFTER_SECONDS)
 SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
 
 
@@ -30,7 +33,7 @@ async def test_a_message_that_is_sent_again_is_stored_once(nats_url: str, connec
     """Rule: JetStream drops a true repeat."""
     connection = await connect(nats_url)
     await streams.ensure(connection.client, streams=SMALL)
-    publisher = Publisher(connection)
+    publisher = Publisher(connection, timeout=PATIENCE)
     await publisher.start()
     event = envelope.read(
         b'{"specversion":"1.0","id":"1","source":"s","type":"t"}', tenant="acme", now=datetime.now(UTC)
@@ -47,7 +50,7 @@ async def test_two_thousand_in_flight_all_end(nats_url: str, connect: Connect) -
     """Rule: pipelined acknowledgements find their own message."""
     connection = await connect(nats_url)
     await streams.ensure(connection.client, streams=SMALL)
-    publisher = Publisher(connection)
+    publisher = Publisher(connection, timeout=PATIENCE)
     await publisher.start()
     futures = [
         await publisher.send("agentese.acme.t", str(i).encode(), message_id=str(i)) for i in range(2000)
@@ -62,7 +65,7 @@ async def test_a_taken_subject_is_told_apart(nats_url: str, connect: Connect) ->
     """Rule: appending where nothing may be yet is how an event id is stored once without a time window."""
     connection = await connect(nats_url)
     await streams.ensure(connection.client, streams=SMALL)
-    publisher = Publisher(connection)
+    publisher = Publisher(connection, timeout=PATIENCE)
     await publisher.start()
     headers = {EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
     await publisher.publish("events.stripe.live.x.evt_1", b"{}", message_id="a", headers=headers)
@@ -84,7 +87,7 @@ async def test_headers_count_towards_the_payload_limit(nats_url: str, connect: C
     """Rule: past the limit nats-py's connection is closed for good, so it is never reached."""
     connection = await connect(nats_url)
     await streams.ensure(connection.client, streams=SMALL)
-    publisher = Publisher(connection)
+    publisher = Publisher(connection, timeout=PATIENCE)
     await publisher.start()
     with pytest.raises(PermanentError):
         await publisher.publish(
@@ -118,7 +121,7 @@ async def test_a_killed_server_leaves_no_future_behind(own_nats: NatsServer, con
     tasks += [asyncio.create_task(publish(n)) for n in range(500, 600)]
     await asyncio.sleep(0.5)
     own_nats.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANGS_AFTER_SECONDS):
         await asyncio.gather(*tasks)
     info = await connection.jetstream().stream_info("AGENTESE")
     await publisher.stop()
@@ -140,7 +143,7 @@ async def test_down_it_refuses_at_once_and_recovers(own_nats: NatsServer, connec
             await publisher.publish("agentese.acme.t", b"2", message_id="2")
     assert breaker.state is not CircuitState.CLOSED
     own_nats.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS_AFTER_SECONDS):
         while True:
             try:
                 await publisher.publish("agentese.acme.t", b"2", message_id="2")

@@ -31,6 +31,7 @@ from kgents_common.publisher import (
 from kgents_common.publisher.spool_file import Kept, SpoolFile, Waiting
 from kgents_common.resilience import CircuitBreaker
 from kgents_devstack.servers import NatsServer
+from kgents_devstack.waiting import reached as until
 
 Connect = Callable[..., Awaitable[Connection]]
 SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
@@ -68,12 +69,6 @@ async def stored(connection: Connection) -> list[str]:
     found = [await subscription.next_msg(timeout=5) for _ in range(info.state.messages)]
     await subscription.unsubscribe()
     return [str((one.headers or {})["Nats-Msg-Id"]) for one in found]
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not is_so():
-            await asyncio.sleep(0.02)
 
 
 async def test_an_outage_is_bridged_in_order(own_nats: NatsServer, connect: Connect, tmp_path: Path) -> None:

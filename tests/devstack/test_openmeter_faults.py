@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from typing import Any
 
@@ -11,6 +10,7 @@ import httpx
 import pytest
 
 from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack.waiting import until
 
 pytest_plugins = ["kgents_devstack.openmeter.fixtures"]
 
@@ -201,9 +201,7 @@ def test_a_hanging_request_is_stored_though_nobody_waits_for_it(
     with pytest.raises(httpx.ReadTimeout):
         send(openmeter_http, events(5), timeout=0.2)
     stored_at_once = openmeter.stats()["stored"]
-    deadline = time.monotonic() + 30
-    while openmeter.stats()["stored"] < 5 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: openmeter.stats()["stored"] >= 5)
 
     assert (stored_at_once, openmeter.stats()["stored"]) == (0, 5)
 

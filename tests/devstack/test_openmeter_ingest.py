@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 pytest_plugins = ["kgents_devstack.openmeter.fixtures"]
 
@@ -276,7 +277,7 @@ def test_a_key_past_the_dedupe_window_counts_again(forgetful: OpenMeterStandIn) 
     """That is why a late resend must be verified first: OpenMeter's window ends, ours does not."""
     with httpx.Client(base_url=forgetful.url, trust_env=False) as client:
         post(client, event())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANGS_AFTER_SECONDS
         while forgetful.stats()["stored"] < 2 and time.monotonic() < deadline:
             time.sleep(0.2)
             post(client, event())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -22,40 +22,55 @@ from kgents_devstack.servers.process import free_port
 from kgents_devstack.services import ServiceProcess
 from kgents_devstack.stack import Stack, StackOptions
 from kgents_devstack.up import forget, passed_on
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS, until
+
+StartUp = Callable[[Path], tuple[subprocess.Popen[bytes], list[psutil.Process]]]
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.05)
+@pytest.fixture
+def start_up() -> Iterator[StartUp]:
+    """Starts `up` in a process of its own: given back once it prints counts, with every process it started.
 
+    Whatever becomes of the test, nothing of it is left running.
+    """
+    started: list[psutil.Process] = []
 
-def start_up(directory: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
-    """`up` in a process of its own, once it prints counts; and every process it started."""
-    log = directory / "up.log"
-    directory.mkdir(exist_ok=True)
-    environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kgents_devstack", "up", "--directory", str(directory / "stack")],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-    until(lambda: b"stream=" in log.read_bytes() or process.poll() is not None, 120)
-    assert process.poll() is None, log.read_text()
-    return process, psutil.Process(process.pid).children(recursive=True)
+    def start(directory: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
+        log = directory / "up.log"
+        directory.mkdir(exist_ok=True)
+        environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kgents_devstack", "up", "--directory", str(directory / "stack")],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        up = psutil.Process(process.pid)
+        started.append(up)
+        until(lambda: b"stream=" in log.read_bytes() or process.poll() is not None, state=log.read_text)
+        assert process.poll() is None, log.read_text()
+        children = up.children(recursive=True)
+        started.extend(children)
+        return process, children
+
+    yield start
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started += process.children(recursive=True)
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_every_process_ends_with_the_stack(tmp_path: Path, number: signal.Signals) -> None:
+def test_every_process_ends_with_the_stack(tmp_path: Path, start_up: StartUp, number: signal.Signals) -> None:
     """Rule: Ctrl-C, a termination or a crash leaves nothing behind."""
     process, children = start_up(tmp_path / "up")
     assert len(children) >= 6
     process.send_signal(number)
     process.send_signal(number)  # impatient fingers
-    process.wait(60)
+    process.wait(HANGS_AFTER_SECONDS)
     if number is not signal.SIGKILL:
         assert process.returncode == 0
     until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
@@ -80,7 +95,7 @@ def test_a_port_is_nobody_elses_while_its_server_is_stopped() -> None:
     assert taken.stdout.strip() == "0"
 
 
-def test_two_stacks_at_once_do_not_meet(tmp_path: Path) -> None:
+def test_two_stacks_at_once_do_not_meet(tmp_path: Path, start_up: StartUp) -> None:
     """Rule: free ports and a directory each; stopping one leaves the other alone."""
     first, first_children = start_up(tmp_path / "one")
     second, second_children = start_up(tmp_path / "two")
@@ -93,12 +108,12 @@ def test_two_stacks_at_once_do_not_meet(tmp_path: Path) -> None:
         ]
         assert not ports[0] & ports[1]
         first.send_signal(signal.SIGINT)
-        first.wait(60)
+        first.wait(HANGS_AFTER_SECONDS)
         assert all(child.is_running() for child in lasting)
     finally:
         for process in (first, second):
             process.send_signal(signal.SIGINT) if process.poll() is None else None
-            process.wait(60)
+            process.wait(HANGS_AFTER_SECONDS)
     until(
         lambda: not any(c.is_running() and c.status() != "zombie" for c in first_children + second_children)
     )
@@ -144,7 +159,7 @@ def test_a_service_without_its_settings_says_what_is_missing(tmp_path: Path) -> 
             ServiceProcess(name, tmp_path / name, {"NATS_SERVERS": "nats://127.0.0.1:1"}).start()
 
 
-def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path) -> None:
+def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path, start_up: StartUp) -> None:
     """Rule: `up` keeps its key, its data and what OpenMeter has; a second one in its directory is refused."""
     first, _ = start_up(tmp_path / "one")
     printed = (tmp_path / "one" / "up.log").read_text()
@@ -156,7 +171,7 @@ def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path) -> None:
         headers={"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"},
     )
     assert sent.status_code == 202
-    until(lambda: "delivered=1" in (tmp_path / "one" / "up.log").read_text(), 120)
+    until(lambda: "delivered=1" in (tmp_path / "one" / "up.log").read_text())
     beside = subprocess.run(
         [sys.executable, "-m", "kgents_devstack", "up", "--directory", str(tmp_path / "one" / "stack")],
         capture_output=True,
@@ -166,13 +181,13 @@ def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path) -> None:
     assert beside.returncode == 1
     assert "runs in" in beside.stdout
     first.send_signal(signal.SIGINT)
-    first.wait(60)
+    first.wait(HANGS_AFTER_SECONDS)
 
     again, _ = start_up(tmp_path / "one")
     try:
         printed = (tmp_path / "one" / "up.log").read_text()
         assert first_match(r"export KEY=(\S+)", printed) == key
-        until(lambda: "accepted=1" in (tmp_path / "one" / "up.log").read_text(), 120)
+        until(lambda: "accepted=1" in (tmp_path / "one" / "up.log").read_text())
         metering = first_match(r'curl -s "(\S+)/api/v1/meters', printed)
         usage = httpx.get(
             f"{metering}/api/v1/meters/tokens/query", headers={"authorization": f"Bearer {key}"}
@@ -180,7 +195,7 @@ def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path) -> None:
         assert [row["value"] for row in usage.json()["data"]] == [7]
     finally:
         again.send_signal(signal.SIGINT)
-        again.wait(60)
+        again.wait(HANGS_AFTER_SECONDS)
 
 
 def test_stripe_is_asked_with_the_callers_own_key() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from kgents_devstack.demo.watch import ledger_counts, stream_messages
 from kgents_devstack.servers import PostgresServer
 from kgents_devstack.services import ServiceProcess
 from kgents_devstack.stack import Stack, StackOptions
+from kgents_devstack.waiting import until as wait_for
 
 BATCH = "application/cloudevents-batch+json"
 
@@ -49,11 +49,9 @@ class System:
         """How messages ended."""
         return ledger_counts(self.stack.database_url)
 
-    def settle(self, timeout_seconds: float = 90) -> None:
+    def settle(self) -> None:
         """Until every message ended and nothing is owed."""
-        wait_for(
-            self._is_settled, timeout_seconds, lambda: f"{self.ledger()} of {stream_messages(self.stack)}"
-        )
+        wait_for(self._is_settled, state=lambda: f"{self.ledger()} of {stream_messages(self.stack)}")
 
     def _is_settled(self) -> bool:
         counts = self.ledger()
@@ -88,17 +86,6 @@ def make_event(**changes: Any) -> dict[str, Any]:
         "data": {"tokens": 7, "model": "small-1", "direction": "in"},
         **changes,
     }
-
-
-def wait_for(
-    condition: Callable[[], bool], timeout_seconds: float = 60, state: Callable[[], object] = lambda: ""
-) -> None:
-    """Until the condition holds; bounded."""
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_seconds} s: {state()}")
-        time.sleep(0.1)
 
 
 async def publish_directly(url: str, events: list[dict[str, Any]], tenant: str = "acme") -> None:

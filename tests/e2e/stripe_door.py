@@ -48,12 +48,11 @@ def owed(system: System) -> int:
     return row[0] if row else 0
 
 
-def settle(system: System, events: int, timeout_seconds: float = 90) -> None:
+def settle(system: System, events: int) -> None:
     """Until so many distinct events ended and no fact is owed."""
     wait_for(
         lambda: ended(system) >= events and owed(system) == 0,
-        timeout_seconds,
-        lambda: f"{ended(system)} of {events} events, {owed(system)} facts owed",
+        state=lambda: f"{ended(system)} of {events} events, {owed(system)} facts owed",
     )
 
 

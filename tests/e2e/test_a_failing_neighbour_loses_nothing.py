@@ -20,7 +20,7 @@ def test_openmeter_failing_half_of_its_calls(system: System) -> None:
     """Rule: a 2xx is believed, everything else is tried again under the same identity."""
     system.stack.openmeter.set_faults(fail_rate=0.5, seed=3)
     system.post(1000)
-    system.settle(120)
+    system.settle()
     system.check_exact()
 
 
@@ -41,9 +41,9 @@ def test_openmeter_refusing_our_key(system: System) -> None:
     system.post(100)
     metering = system.stack.service("metering").url
     wait_for(lambda: "kgents_openmeter_paused 1.0" in httpx.get(f"{metering}/metrics").text)
-    wait_for(lambda: system.ledger()["owed"] == 100, 30, system.ledger)
+    wait_for(lambda: system.ledger()["owed"] == 100, state=system.ledger)
     system.stack.openmeter.clear_faults()
-    system.settle(120)
+    system.settle()
     system.check_exact()
 
 
@@ -128,7 +128,7 @@ def test_postgres_away(make_system: Callable[..., System], own_postgres: object,
         system.post(300)
         time.sleep(1)
         own_postgres.start()
-        system.settle(120)
+        system.settle()
         system.check_exact()
     finally:
         metering.stop()

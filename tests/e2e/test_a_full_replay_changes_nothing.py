@@ -32,7 +32,7 @@ def test_a_consumer_made_anew(system: System) -> None:
     system.stack.service("metering").stop()
     run(remake_consumer(system.stack.nats.url))
     system.stack.service("metering").start()
-    wait_for(lambda: run(ack_floor(system.stack.nats.url)) >= 1500, 90)
+    wait_for(lambda: run(ack_floor(system.stack.nats.url)) >= 1500)
     assert system.ledger() == before
     assert system.stack.openmeter.stats()["requests"] == requests
     system.check_exact()

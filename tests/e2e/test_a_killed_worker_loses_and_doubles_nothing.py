@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
+
 from .conftest import System, restarted
 
 POINTS = [
@@ -30,12 +32,12 @@ def test_at_a_named_point(make_system: Callable[..., System], point: str) -> Non
         time.sleep(0.3)
     metering = system.stack.service("metering")
     try:
-        metering.wait(30)
+        metering.wait(HANGS_AFTER_SECONDS)
     except subprocess.TimeoutExpired:
         pytest.fail(f"the point {point} was never reached twice: {metering.log_tail(5)}")
     restarted(system)
     system.post(200)
-    system.settle(120)
+    system.settle()
     system.check_exact()
 
 
@@ -46,7 +48,7 @@ def kill_at_random(system: System, roll: random.Random, kills: int) -> None:
         system.stack.service("metering").kill()
         system.post(roll.randrange(50, 200))
         restarted(system)
-    system.settle(150)
+    system.settle()
     system.check_exact()
 
 

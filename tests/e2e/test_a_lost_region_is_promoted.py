@@ -15,6 +15,7 @@ from kgents_backup.sinks.store import DirectoryStore, Sealer, Vault
 from kgents_backup.sources.verbatim import connected
 from kgents_common import streams
 from kgents_devstack.servers import NatsServer, free_port
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 
 async def test_the_primary_dies_under_load_and_the_mirror_takes_over(tmp_path: Path) -> None:
@@ -86,5 +87,5 @@ async def _until_killed(primary: NatsServer, run: Commands, store: Path) -> list
         await asyncio.sleep(0.2)
         await asyncio.to_thread(primary.kill)
         with contextlib.suppress(NatsError, JetStreamError, TimeoutError, OSError):
-            await asyncio.wait_for(loading, 20)
+            await asyncio.wait_for(loading, HANGS_AFTER_SECONDS)
     return acknowledged

@@ -82,8 +82,7 @@ def until_told(system: System, *kinds: str) -> dict[str, dict[str, Any]]:
     """These facts and no others, once nothing waits and nothing is owed."""
     wait_for(
         lambda: set(kinds) <= set(facts(system)) and waiting(system) == owed(system) == 0,
-        60,
-        lambda: (facts(system), waiting(system), owed(system)),
+        state=lambda: (facts(system), waiting(system), owed(system)),
     )
     made = facts(system)
     assert set(made) == set(kinds)
@@ -135,11 +134,9 @@ def test_its_webhooks_become_facts(
     assert made["subscription.ended"]["access"] == "revoked"
 
     events = len(client.v1.events.list({"limit": 100}).data)
-    wait_for(lambda: counted(system, 'kgents_stripe_webhooks_errors_total{reason="mismatch"}') == events, 30)
+    wait_for(lambda: counted(system, 'kgents_stripe_webhooks_errors_total{reason="mismatch"}') == events)
     assert counted(system, 'kgents_stripe_webhooks_received_total{outcome="stored"}') == events
-    wait_for(
-        lambda: counted(system, 'kgents_stripe_webhooks_received_total{outcome="duplicate"}') == events, 30
-    )
+    wait_for(lambda: counted(system, 'kgents_stripe_webhooks_received_total{outcome="duplicate"}') == events)
 
 
 def test_a_debit_that_fails_ends_what_it_began(

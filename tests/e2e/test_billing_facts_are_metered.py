@@ -30,13 +30,13 @@ def test_each_fact_is_counted_and_delivered_once(make_system: Callable[..., Syst
         f"billing.{msgspec.json.decode(body)['type']}" for _, body in reference(life.told).facts.values()
     )
     assert len(wanted) == 3
-    wait_for(lambda: types(system) == wanted, 30, lambda: types(system))
-    wait_for(lambda: system.stack.openmeter.stats()["unique"] == len(wanted), 30)
+    wait_for(lambda: types(system) == wanted, state=lambda: types(system))
+    wait_for(lambda: system.stack.openmeter.stats()["unique"] == len(wanted))
     system.stack.service("metering").kill()
     run(_forget_the_consumer(system))
     system.stack.service("metering").start()
     system.post(50)
-    wait_for(lambda: system.ledger()["delivered"] == len(wanted) + 50, 30, system.ledger)
+    wait_for(lambda: system.ledger()["delivered"] == len(wanted) + 50, state=system.ledger)
     assert system.ledger()["accepted"] == len(wanted) + 50
     assert system.stack.openmeter.stats()["unique"] == len(wanted) + 50
 
@@ -59,5 +59,5 @@ def test_an_agent_cannot_send_what_passes_for_a_fact(system: System) -> None:
     assert answer.status_code == 400
     assert "billing." in answer.text
     run(publish_directly(system.stack.nats.url, [forged]))
-    wait_for(lambda: system.ledger()["dead"] == 1, 30, system.ledger)
+    wait_for(lambda: system.ledger()["dead"] == 1, state=system.ledger)
     assert types(system) == []

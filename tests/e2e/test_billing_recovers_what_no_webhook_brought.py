@@ -92,7 +92,7 @@ def test_a_change_no_event_ever_told_is_found_by_the_survey(billing: System, str
     thing["status"] = "past_due"
     stripe.put(thing)
     wait_for(
-        lambda: status(billing, life.name) == ("past_due", False), 30, lambda: status(billing, life.name)
+        lambda: status(billing, life.name) == ("past_due", False), state=lambda: status(billing, life.name)
     )
     settle(billing, 2)
     subjects = sorted(subject for subject, _ in told(billing))
@@ -108,7 +108,7 @@ def test_what_events_do_not_tell_is_asked_for(billing: System, stripe: StripeSta
     life.change(cancel_at_period_end=True).wait(0.1).change(cancel_at_period_end=False)
     deliver(billing, tell(stripe, life.told))
     settle(billing, len(life.told))
-    wait_for(lambda: status(billing, life.name) == ("active", False), 30)
+    wait_for(lambda: status(billing, life.name) == ("active", False))
     assert f"/v1/subscriptions/{life.name}" in stripe.requests
     check_exact(billing, life.told)
 
@@ -122,5 +122,5 @@ def test_stripe_away_loses_nothing(billing: System, stripe: StripeStandIn) -> No
     settle(billing, len(life.told))
     assert status(billing, life.name) == ("active", True)
     stripe.is_down = False
-    wait_for(lambda: status(billing, life.name) == ("active", False), 60)
+    wait_for(lambda: status(billing, life.name) == ("active", False))
     check_exact(billing, life.told)

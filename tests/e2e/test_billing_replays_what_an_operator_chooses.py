@@ -78,8 +78,8 @@ def test_a_tenants_events_are_brought_from_stripe(
         "KGENTS_STRIPE_SURVEY_SECONDS": "86400",
     }
     system = make_system(services=SERVICES, environment={**ENVIRONMENT, "billing": asking})
-    wait_for(lambda: "/v1/events" in stripe.requests, 30)
-    wait_for(lambda: "/v1/subscriptions" in stripe.requests, 60)
+    wait_for(lambda: "/v1/events" in stripe.requests)
+    wait_for(lambda: "/v1/subscriptions" in stripe.requests)
     mine, theirs = Life(at=START), Life(at=START, tenant="globex")
     for life in (mine, theirs):
         life.wait(5).become("active")
@@ -107,7 +107,7 @@ def test_dead_letters_are_handled_again(make_system: Callable[..., System]) -> N
         with psycopg.connect(system.stack.database_url) as connection:
             return connection.execute("select state, type from billing.dead order by id").fetchall()
 
-    wait_for(lambda: len(letters()) == 1, 30)
+    wait_for(lambda: len(letters()) == 1)
     with psycopg.connect(system.stack.database_url) as connection:
         # As a defect of ours would have set the life's second event aside.
         connection.execute(

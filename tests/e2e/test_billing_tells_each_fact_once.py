@@ -16,6 +16,7 @@ import redis
 from tests.billing.lives import START, Life, random_life, snapshot
 
 from kgents_devstack.stripe import signed
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 from .conftest import System, restarted, wait_for
 from .stripe_door import ENVIRONMENT, SECRET, SERVICES, check_exact, deliver, ended, settle, told
@@ -113,7 +114,7 @@ def kill_at(point: str, make_system: Callable[..., System], *, is_hurried: bool)
         deliver(system, bodies[start : start + 10])
         time.sleep(0.1)
     try:
-        system.stack.service("billing").wait(30)
+        system.stack.service("billing").wait(HANGS_AFTER_SECONDS)
     except subprocess.TimeoutExpired:
         pytest.fail(f"the point {point} was never reached so often")
     if is_hurried:
@@ -122,7 +123,7 @@ def kill_at(point: str, make_system: Callable[..., System], *, is_hurried: bool)
     settle(system, distinct + 1)
     check_exact(system, *(life.told for life in lives))
     wanted = [("events.deadletter.billing.unreadable_object", UNREADABLE)]
-    wait_for(lambda: asyncio.run(_dead_letters(system.stack.nats.url)) == wanted, 60)
+    wait_for(lambda: asyncio.run(_dead_letters(system.stack.nats.url)) == wanted)
     with psycopg.connect(system.stack.database_url) as connection:
         counts = connection.execute(
             "select (select count(*) from billing.quarantine), (select count(*) from billing.dead)"
@@ -217,7 +218,7 @@ def test_nats_away_during_the_post(billing: System) -> None:
         answer = httpx.post(f"{url}/webhooks/stripe", content=bodies[0], headers=signed(bodies[0], SECRET))
         return answer.status_code
 
-    wait_for(lambda: status() == 503, 20)
+    wait_for(lambda: status() == 503)
     billing.stack.nats.start()
     deliver(billing, bodies[len(bodies) // 2 :])
     settle(billing, distinct)
@@ -228,7 +229,7 @@ def test_what_cannot_be_read_is_set_aside_and_announced(billing: System) -> None
     """Rule: every message ends as one of applied, duplicate, quarantined, dead (P3)."""
     deliver(billing, [UNREADABLE])
     wanted = [("events.deadletter.billing.unreadable_object", UNREADABLE)]
-    wait_for(lambda: asyncio.run(_dead_letters(billing.stack.nats.url)) == wanted, 30)
+    wait_for(lambda: asyncio.run(_dead_letters(billing.stack.nats.url)) == wanted)
     assert told(billing) == []
     assert ended(billing) == 0
 

@@ -74,10 +74,10 @@ def test_random_lives_with_money_badly_delivered(billing: System, stripe: Stripe
     assert len(door.log) == sent != distinct
     listed_since(billing, objects.START)
     settle(billing, distinct)
-    wait_for(lambda: waiting(billing) == 0, 60, lambda: f"{waiting(billing)} without a tenant")
+    wait_for(lambda: waiting(billing) == 0, state=lambda: f"{waiting(billing)} without a tenant")
     settle(billing, distinct)
     wanted = {life.name: (life.now["status"], False) for life in lives}
-    wait_for(lambda: statuses(billing) == wanted, 60, lambda: statuses(billing))
+    wait_for(lambda: statuses(billing) == wanted, state=lambda: statuses(billing))
     check_exact(billing, *(life.told for life in lives), looked_up="acme")
 
 

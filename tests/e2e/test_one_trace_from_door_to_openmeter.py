@@ -78,7 +78,8 @@ def test_an_event_alone_and_events_together(collector: Collector, make_system: C
     )
     assert sent.status_code == 202
     wait_for(
-        lambda: len([span for span in collector.spans if span[2] == trace]) >= 3, 30, lambda: collector.spans
+        lambda: len([span for span in collector.spans if span[2] == trace]) >= 3,
+        state=lambda: collector.spans,
     )
     by_name = {span[1]: span for span in collector.spans if span[2] == trace}
     door, apply, deliver = (
@@ -92,7 +93,7 @@ def test_an_event_alone_and_events_together(collector: Collector, make_system: C
         system.post(40)
     system.settle()
     for name in ("metering apply", "metering deliver"):
-        wait_for(lambda name=name: _links_to_a_door(collector, name), 30, lambda: collector.spans)
+        wait_for(lambda name=name: _links_to_a_door(collector, name), state=lambda: collector.spans)
 
 
 def _links_to_a_door(collector: Collector, name: str) -> bool:

@@ -136,7 +136,7 @@ class Stack:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=1800,
         )
 
     def apply_streams(self) -> None:

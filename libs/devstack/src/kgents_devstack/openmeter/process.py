@@ -11,7 +11,7 @@ import httpx
 
 from kgents_devstack.servers.process import Server, free_port
 
-CONTROL_SECONDS = 60.0
+CONTROL_SECONDS = 240.0
 
 
 class OpenMeterStandIn(Server):

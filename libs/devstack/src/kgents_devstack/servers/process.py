@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-READY_SECONDS = 60.0
+# A server that ends is told at once; this only ends a wait for one that hangs.
+READY_SECONDS = 240.0
 PR_SET_PDEATHSIG = 1
 
 LOWEST_PORT = 10_240
@@ -89,7 +90,7 @@ class Server:
 
     name = "server"
     stop_signal = signal.SIGTERM
-    stop_seconds = 30.0
+    stop_seconds = 120.0
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
