@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 
 from kgents_observability import slo
+from kgents_observability.dashboards import BOARDS
+from kgents_observability.dashboards.grafana import as_json
 
 HOME = Path(__file__).resolve().parents[2]
 _HEAD = (
@@ -16,4 +18,8 @@ _HEAD = (
 
 def rendered() -> dict[str, str]:
     """Path below deploy/observability to text."""
-    return {"prometheus/rules/slo.yaml": _HEAD + yaml.safe_dump(slo.rules(), sort_keys=False, width=110)}
+    boards = {f"dashboards/{board.uid}.json": as_json(board) for board in BOARDS}
+    return {
+        "prometheus/rules/slo.yaml": _HEAD + yaml.safe_dump(slo.rules(), sort_keys=False, width=110),
+        **boards,
+    }

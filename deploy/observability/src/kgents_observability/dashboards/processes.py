@@ -1,0 +1,85 @@
+"""The processes themselves: are they there, what do they use, whom do they wait for."""
+
+from __future__ import annotations
+
+from kgents_observability.dashboards.panels import Board, Panel, Query, Row, rate
+
+OURS = 'job=~"kgent-.+"'
+
+BOARD = Board(
+    "kgents-processes",
+    "kgents / Processes",
+    "For whoever sizes them: instances, memory, CPU, descriptors, waits.",
+    (
+        Row(
+            "Processes",
+            (
+                Panel(
+                    "Instances that answer",
+                    "By service. None is an alert after three minutes.",
+                    "short",
+                    (Query(f"sum by (job) (up{{{OURS}}})", "{{job}}"),),
+                    ("processes", "ServiceAbsent"),
+                ),
+                Panel(
+                    "Resident memory",
+                    "What grows with the load wants a higher limit; what grows without end is a fault to report.",
+                    "bytes",
+                    (
+                        Query(
+                            f"max by (job, instance) (process_resident_memory_bytes{{{OURS}}})",
+                            "{{job}} {{instance}}",
+                        ),
+                    ),
+                    ("processes", "ServiceRestarts"),
+                ),
+                Panel(
+                    "CPU",
+                    "Cores used. One event loop uses one core at most: near 1, add instances.",
+                    "short",
+                    (
+                        Query(
+                            rate("process_cpu_seconds_total", OURS, by="job, instance"),
+                            "{{job}} {{instance}}",
+                        ),
+                    ),
+                    ("door", "ApiLatencyHigh"),
+                ),
+                Panel(
+                    "File descriptors, of their limit",
+                    "Connections and live streams. Above four fifths: add instances.",
+                    "percentunit",
+                    (
+                        Query(
+                            f"process_open_fds{{{OURS}}} / process_max_fds{{{OURS}}}",
+                            "{{job}} {{instance}}",
+                        ),
+                    ),
+                    ("processes", "FileDescriptorsNearLimit"),
+                    alarming=0.8,
+                ),
+                Panel(
+                    "Restarts of an hour",
+                    "Exit code 2 is a setting, 137 memory.",
+                    "short",
+                    (Query(f"changes(process_start_time_seconds{{{OURS}}}[1h])", "{{job}} {{instance}}"),),
+                    ("processes", "ServiceRestarts"),
+                ),
+                Panel(
+                    "Waits for a neighbour, by loop",
+                    "A loop that waits found somebody away: Postgres, NATS, OpenMeter or Stripe. It goes on by itself.",
+                    "cps",
+                    (
+                        Query(rate("kgents_retry_waits_total", by="loop"), "{{loop}}"),
+                        Query(
+                            rate("kgents_retry_wait_seconds_total", by="loop"),
+                            "{{loop}}, seconds of each second",
+                        ),
+                    ),
+                    ("metering", "MeteringPostgresAway"),
+                    is_quiet=True,
+                ),
+            ),
+        ),
+    ),
+)
