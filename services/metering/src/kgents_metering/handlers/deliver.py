@@ -31,6 +31,7 @@ from kgents_metering.model.delivery import (
     backoff,
     halves,
     is_away,
+    is_suspect,
     judge,
     must_verify,
     split,
@@ -223,7 +224,9 @@ class Deliverer:
             self.breaker.release(is_probe)
             raise
         self._crash_points.reach("deliver.after_send")
-        if is_away(answer):
+        if is_away(answer) and is_suspect(batch) and len(batch) == 1:
+            self.breaker.release(is_probe)
+        elif is_away(answer):
             self.breaker.failed(is_probe)
         else:
             self.breaker.succeeded(is_probe)
@@ -254,6 +257,9 @@ class Deliverer:
                 hint="check OPENMETER_BASE_URL and OPENMETER_API_KEY; nothing is lost, it is tried again",
             )
             await self._outbox.put_off(batch, PAUSE, answer.status, answer.detail)
+        elif len(batch) > 1 and is_suspect(batch) and is_away(answer):
+            for half in halves(batch):
+                await self._deliver(half)
         else:
             wait = backoff(max(event.attempts for event in batch), answer)
             _log.warning(

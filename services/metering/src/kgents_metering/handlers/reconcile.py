@@ -1,65 +1,90 @@
 """Proving the bill: ledger and OpenMeter compared by tenant, meter and hour, and what is missing owed again.
 
-What is still in the outbox is not a difference: it is on its way. Nothing is sent from here; an event that
-OpenMeter does not have goes back into the outbox marked as sent long ago, so the delivery asks OpenMeter for
-it once more before it sends it, and cannot double it.
+Compared is every hour that either of the two has. What is on its way to OpenMeter is not a difference: an
+hour of which events are owed that came lately is left for the next time. What stays undelivered (refused,
+given up, or owed for long) is asked for, one by one, and taken out of what is expected, and nothing else is.
+
+Nothing is sent from here; an event that OpenMeter does not have goes back into the outbox marked as sent long
+ago, so the delivery asks OpenMeter for it once more before it sends it, and cannot double it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Protocol
 
+import msgspec
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_common.database import transient_errors
+from kgents_metering.model.measure import Sample
+from kgents_metering.model.meters import Aggregation
+from kgents_metering.model.reconciliation import NOTHING, Expected
 from kgents_metering.model.wire import Owed
+from kgents_metering.sinks.ledger.meters import EMPTY, MeterInForce, current
 from kgents_metering.sinks.ledger.settlement import Settlement
 
 CHUNK = 1000
-# OpenMeter adds float64 numbers by default: a sum of many may differ in the last digits without an event
-# being missing (OpenMeter `aggregation.enableDecimalPrecision`).
-RELATIVE_TOLERANCE = 1e-9
+# What is owed, not refused, and younger than this is on its way.
+ON_ITS_WAY_MINUTES = 10
+# More than so many undelivered events in an hour are a target that is away, not events that are stuck.
+MAX_STUCK = 10_000
 
 # SUM and COUNT tell a missing event by their value; the other aggregations follow from the same events.
 _HOURS = """
-select m.slug, m.definition->>'eventType', r.tenant, date_trunc('hour', r.minute) as hour,
-       case m.definition->>'aggregation' when 'COUNT' then sum(r.cnt) else sum(r.sum) end
-from metering.rollup r join metering.meter m on m.id = r.meter
-where m.deleted_at is null and m.definition->>'aggregation' in ('SUM', 'COUNT')
-  and r.minute >= %s and r.minute < %s
-group by 1, 2, 3, 4, m.definition->>'aggregation'
-order by 3, 1, 4
+select r.meter, r.tenant, date_trunc('hour', r.minute), sum(r.cnt), sum(r.sum),
+       greatest(abs(min(r.min)), abs(max(r.max))), coalesce(max(scale(r.sum)), 0) = 0
+from metering.rollup r where r.meter = any(%s) and r.minute >= %s and r.minute < %s
+group by 1, 2, 3
 """
-_WAITING = """
-select distinct e.tenant, e.type, date_trunc('hour', e.time)
-from metering.outbox o join metering.event e using (n) where e.time >= %s and e.time < %s
+_UNDELIVERED = """
+select e.tenant, e.type, date_trunc('hour', e.time) as hour, count(*),
+       bool_or(o.n is not null and not o.poison and e.stored_at > now() - make_interval(mins => %(minutes)s))
+from metering.event e
+left join metering.outbox o on o.n = e.n and o.target = %(target)s
+left join metering.forgone f on f.n = e.n and f.target = %(target)s
+where e.time >= %(start)s and e.time < %(end)s and (o.n is not null or f.n is not null)
+group by 1, 2, 3
+"""
+_STUCK = """
+select e.n, e.key, e.tenant, e.type, e.time, e.data, 0, null::timestamptz, null::text
+from metering.event e
+left join metering.outbox o on o.n = e.n and o.target = %(target)s
+left join metering.forgone f on f.n = e.n and f.target = %(target)s
+where e.tenant = %(tenant)s and e.type = %(type)s and e.time >= %(hour)s
+  and e.time < %(hour)s::timestamptz + interval '1 hour' and (o.n is not null or f.n is not null)
+order by e.n
 """
 _DELIVERED = """
 select e.n, e.key, e.tenant, e.type, e.time, e.data, 0, null::timestamptz, null::text
-from metering.event e join metering.delivered d using (n)
-where e.tenant = %s and e.type = %s
-  and e.time >= %s and e.time < %s::timestamptz + interval '1 hour' and e.n > %s
-order by e.n limit %s
+from metering.event e join metering.delivered d on d.n = e.n and d.target = %(target)s
+where e.tenant = %(tenant)s and e.type = %(type)s and e.time >= %(hour)s
+  and e.time < %(hour)s::timestamptz + interval '1 hour' and e.n > %(after)s
+order by e.n limit %(limit)s
 """
+_DATA = msgspec.json.Decoder(float_hook=Decimal)
+
+Pool = AsyncConnectionPool[AsyncConnection]
+Place = tuple[str, str, datetime]
 
 
 class Asked(Protocol):
     """OpenMeter, as reconciliation needs it."""
 
-    async def stored(self, events: list[Owed]) -> set[int]:
+    async def stored(self, events: Sequence[Owed]) -> set[int]:
         """Which of these it has."""
 
-    async def hourly(self, slug: str, subject: str, start: datetime, end: datetime) -> dict[datetime, float]:
-        """A meter's value by hour for one subject."""
+    async def hourly(self, slug: str, start: datetime, end: datetime) -> dict[tuple[str, datetime], Decimal]:
+        """A meter's value by subject and hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An hour on which the two do not agree."""
+    """An hour on which the two do not agree; `ledger` is what OpenMeter should say."""
 
     tenant: str
     meter: str
@@ -70,10 +95,16 @@ class Difference:
 
 @dataclass(slots=True)
 class Report:
-    """What was compared and found."""
+    """What was compared and found.
+
+    Attributes:
+        waiting: Hours of a tenant and type that were left out, deliveries being under way.
+        stuck: Events that are not delivered and that OpenMeter does not have.
+    """
 
     compared: int = 0
     waiting: int = 0
+    stuck: int = 0
     differences: list[Difference] = field(default_factory=list)
     missing: int = 0
     owed_again: int = 0
@@ -91,19 +122,14 @@ class Report:
         ]
         found.append(
             f"{self.compared} hours compared, {self.waiting} with deliveries under way,"
-            f" {len(self.differences)} differ, {self.missing} events missing, {self.owed_again} owed again"
+            f" {len(self.differences)} differ, {self.missing} events missing, {self.owed_again} owed again,"
+            f" {self.stuck} refused or stuck"
         )
         return found
 
 
 async def reconcile(
-    pool: AsyncConnectionPool[AsyncConnection],
-    openmeter: Asked,
-    settlement: Settlement,
-    *,
-    start: datetime,
-    end: datetime,
-    repair: bool,
+    pool: Pool, openmeter: Asked, settlement: Settlement, *, start: datetime, end: datetime, repair: bool
 ) -> Report:
     """Compare every hour from `start` to `end`, whole hours; with `repair`, owe again what is missing.
 
@@ -111,44 +137,109 @@ async def reconcile(
         TransientError: Postgres or OpenMeter does not answer; what was repaired so far stays repaired.
     """
     report = Report()
-    with transient_errors():
-        async with pool.connection() as connection:
-            hours = await (await connection.execute(_HOURS, [start, end])).fetchall()
-            waiting = set(await (await connection.execute(_WAITING, [start, end])).fetchall())
-    report.waiting = len(waiting)
-    theirs: dict[tuple[str, str], dict[datetime, float]] = {}
-    for slug, event_type, tenant, hour, value in hours:
-        if (tenant, event_type, hour) in waiting:
-            continue
-        if (tenant, slug) not in theirs:
-            theirs[tenant, slug] = await openmeter.hourly(slug, tenant, start, end)
-        ours, other = Decimal(value or 0), Decimal(repr(theirs[tenant, slug].get(hour, 0)))
-        report.compared += 1
-        if abs(ours - other) <= abs(ours) * Decimal(RELATIVE_TOLERANCE):
-            continue
-        report.differences.append(Difference(tenant, slug, hour, ours, other))
-        await _find_missing(pool, openmeter, settlement, report, (tenant, event_type, hour), repair=repair)
+    looked_for: set[Place] = set()
+    ledger = _Ledger(pool, settlement.target, start, end)
+    await ledger.read()
+    report.waiting = len(ledger.waiting)
+    for found in ledger.meters:
+        theirs = await openmeter.hourly(found.meter.slug, start, end)
+        for tenant, hour in sorted({*ledger.hours[found.id], *theirs}):
+            place = (tenant, found.meter.event_type, hour)
+            if place in ledger.waiting:
+                continue
+            expected = ledger.hours[found.id].get((tenant, hour), NOTHING)
+            if place in ledger.stuck:
+                expected = expected.without(await ledger.not_there(place, found, openmeter))
+            other = theirs.get((tenant, hour), Decimal(0))
+            report.compared += 1
+            if expected.agrees(other):
+                continue
+            report.differences.append(Difference(tenant, found.meter.slug, hour, expected.value, other))
+            if place not in looked_for:  # another meter of the same events has found them
+                looked_for.add(place)
+                await _find_missing(pool, openmeter, settlement, report, place, repair=repair)
+    report.stuck = sum(len(events) for events in ledger.absent.values())
     return report
 
 
+class _Ledger:
+    """What the ledger has of a span of hours.
+
+    Attributes:
+        hours: By meter, what OpenMeter should say of a tenant's hour.
+        waiting: Places that are left out.
+        stuck: Places that have undelivered events.
+        absent: Of these places, once asked for, the events that OpenMeter does not have.
+    """
+
+    def __init__(self, pool: Pool, target: str, start: datetime, end: datetime) -> None:
+        self._pool = pool
+        self._values = {"target": target, "start": start, "end": end, "minutes": ON_ITS_WAY_MINUTES}
+        self.meters: list[MeterInForce] = []
+        self.hours: dict[int, dict[tuple[str, datetime], Expected]] = {}
+        self.waiting: set[Place] = set()
+        self.stuck: set[Place] = set()
+        self.absent: dict[Place, list[Owed]] = {}
+
+    async def read(self) -> None:
+        """All of it, as of one moment."""
+        with transient_errors():
+            async with self._pool.connection() as connection, connection.transaction():
+                await connection.execute("set transaction isolation level repeatable read")
+                every = (await current(connection, EMPTY)).by_type.values()
+                summed = (Aggregation.SUM, Aggregation.COUNT)
+                self.meters = [
+                    m for of_type in every for m in of_type if m.is_ready and m.meter.aggregation in summed
+                ]
+                self.meters.sort(key=lambda m: m.meter.slug)
+                self.hours = {m.id: {} for m in self.meters}
+                is_count = {m.id: m.meter.aggregation is Aggregation.COUNT for m in self.meters}
+                span = [list(self.hours), self._values["start"], self._values["end"]]
+                rows = await (await connection.execute(_HOURS, span)).fetchall()
+                undelivered = await (await connection.execute(_UNDELIVERED, self._values)).fetchall()
+        for meter, tenant, hour, count, value, largest, is_integral in rows:
+            self.hours[meter][tenant, hour] = (
+                Expected(Decimal(count), int(count), Decimal(1), True)
+                if is_count[meter]
+                else Expected(value or Decimal(0), int(count), largest or Decimal(0), is_integral)
+            )
+        for tenant, event_type, hour, count, is_on_its_way in undelivered:
+            place = (tenant, event_type, hour)
+            (self.waiting if is_on_its_way or count > MAX_STUCK else self.stuck).add(place)
+
+    async def not_there(self, place: Place, found: MeterInForce, openmeter: Asked) -> Decimal:
+        """What the undelivered events of a place, which OpenMeter does not have, add to a meter."""
+        if place not in self.absent:
+            tenant, event_type, hour = place
+            values = {**self._values, "tenant": tenant, "type": event_type, "hour": hour}
+            with transient_errors():
+                async with self._pool.connection() as connection:
+                    rows = await (await connection.execute(_STUCK, values)).fetchall()
+            events = _owed(rows)
+            stored = await openmeter.stored(events)
+            self.absent[place] = [event for event in events if event.n not in stored]
+        total = Decimal(0)
+        for event in self.absent[place]:
+            event_from = found.meter.event_from
+            sample = found.measure(_DATA.decode(event.data))
+            if isinstance(sample, Sample) and (event_from is None or event.time >= event_from):
+                total += 1 if sample.value is None else sample.value
+        return total
+
+
 async def _find_missing(
-    pool: AsyncConnectionPool[AsyncConnection],
-    openmeter: Asked,
-    settlement: Settlement,
-    report: Report,
-    where: tuple[str, str, datetime],
-    *,
-    repair: bool,
+    pool: Pool, openmeter: Asked, settlement: Settlement, report: Report, place: Place, *, repair: bool
 ) -> None:
-    tenant, event_type, hour = where
+    tenant, event_type, hour = place
+    values = {"target": settlement.target, "tenant": tenant, "type": event_type, "hour": hour}
     after = 0
     while True:
         with transient_errors():
             async with pool.connection() as connection:
                 rows = await (
-                    await connection.execute(_DELIVERED, [tenant, event_type, hour, hour, after, CHUNK])
+                    await connection.execute(_DELIVERED, {**values, "after": after, "limit": CHUNK})
                 ).fetchall()
-        events = [Owed(row[0], bytes(row[1]), *row[2:]) for row in rows]
+        events = _owed(rows)
         if not events:
             return
         stored = await openmeter.stored(events)
@@ -157,3 +248,7 @@ async def _find_missing(
         if repair and missing:
             report.owed_again += await settlement.owe_again(missing)
         after = events[-1].n
+
+
+def _owed(rows: Sequence[Sequence[object]]) -> list[Owed]:
+    return [Owed(row[0], bytes(row[1]), *row[2:]) for row in rows]  # type: ignore[arg-type,call-overload]

@@ -17,6 +17,8 @@ from kgents_metering.model.wire import Owed
 MAX_BATCH_EVENTS = 100
 MAX_BATCH_BYTES = 900_000
 LONGEST_BACKOFF = timedelta(seconds=15)
+# A batch that failed so often is halved: one event of it may be all that fails.
+SUSPECT_ATTEMPTS = 4
 BACKOFF = Backoff(timedelta(seconds=0.5), LONGEST_BACKOFF)
 PAUSE = timedelta(seconds=15)
 # Past the target's deduplication window a repeated event counts twice; we stop relying on it a day early.
@@ -58,6 +60,14 @@ def judge(answer: Answer) -> Verdict:
 def is_away(answer: Answer) -> bool:
     """Whether the target seems to be down; one that asks us to slow down (429) is not."""
     return answer.status == 0 or answer.status >= 500 or answer.status == 408
+
+
+def is_suspect(events: Sequence[Owed]) -> bool:
+    """Whether these failed so often that one of them may be why.
+
+    Then halves are tried, and what fails alone says nothing of whether the target is there.
+    """
+    return min(event.attempts for event in events) >= SUSPECT_ATTEMPTS
 
 
 def backoff(attempts: int, answer: Answer) -> timedelta:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -79,8 +80,8 @@ class OpenMeter:
                     found.add(n)
         return found
 
-    async def hourly(self, slug: str, subject: str, start: datetime, end: datetime) -> dict[datetime, float]:
-        """A meter's value by hour for one subject.
+    async def hourly(self, slug: str, start: datetime, end: datetime) -> dict[tuple[str, datetime], Decimal]:
+        """A meter's value by subject and hour, every digit as it says it.
 
         Raises:
             TransientError: It does not say.
@@ -88,13 +89,16 @@ class OpenMeter:
         answer = await self._get(
             f"/api/v1/meters/{slug}/query",
             {
-                "subject": subject,
+                "groupBy": "subject",
                 "windowSize": "HOUR",
                 "from": start.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "to": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
             },
         )
-        return {datetime.fromisoformat(row["windowStart"]): row["value"] for row in answer.get("data", [])}
+        return {
+            (row["subject"] or "", datetime.fromisoformat(row["windowStart"])): Decimal(row["value"])
+            for row in answer.get("data", [])
+        }
 
     async def _list(self, conditions: dict[str, Any]) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
@@ -119,7 +123,7 @@ class OpenMeter:
             raise TransientError(f"openmeter: {type(error).__name__}") from error
         if response.status_code != 200:
             raise TransientError(f"openmeter: {path} answered {response.status_code}")
-        answer: dict[str, Any] = response.json()
+        answer: dict[str, Any] = json.loads(response.text, parse_float=Decimal)
         return answer
 
 

@@ -31,7 +31,7 @@ class Settlement:
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection], target: str) -> None:
         self._pool = pool
-        self._target = target
+        self._target = self.target = target
 
     async def refused(self, limit: int) -> list[Refused]:
         """What is set aside, oldest first."""
