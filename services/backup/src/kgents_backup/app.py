@@ -22,7 +22,15 @@ from kgents_backup.operations.disaster import Region, watch_mirrors
 from kgents_backup.operations.uploading import SegmentUploader
 from kgents_backup.settings import BackupSettings
 from kgents_backup.sinks.announcing import EventAnnouncer
-from kgents_backup.sinks.store import DirectoryStore, Lease, ObjectStore, Sealer, Vault, open_object_store
+from kgents_backup.sinks.store import (
+    DirectoryStore,
+    Lease,
+    ObjectStore,
+    Sealer,
+    UnitedVault,
+    Vault,
+    open_object_store,
+)
 from kgents_backup.sinks.store.sealing import load_keys
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.application import application
@@ -127,11 +135,13 @@ class Backup:
         )
 
     def vault(self, name: str) -> Vault:
-        """`local` or `offsite`.
+        """`local`, `offsite`, or `all`: whatever there is, read as one.
 
         Raises:
             ConfigurationError: There is no off-site store.
         """
+        if name == "all":
+            return UnitedVault(self.local, self.offsite) if self.offsite else self.local
         if name == "local":
             return self.local
         if self.offsite is None:
@@ -255,6 +265,8 @@ def _watch(metrics: Metrics, stream: str, archiver: Archiver) -> None:
 
 def _archive_probe(archiver: Archiver, clock: Clock) -> Probe:
     def probe() -> Check:
+        if archiver.state.is_restoring:
+            return Check(Status.DEGRADED, "the stream is being restored")
         silent = clock.now().timestamp() - archiver.state.stored_at
         if silent > ARCHIVE_SILENT_SECONDS:
             return Check(Status.DEGRADED, "has not moved on for a minute, or another instance archives")

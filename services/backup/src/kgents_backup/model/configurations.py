@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kgents_backup.model.restoration import OUR_MARKS
+
 # nats-server refuses a shorter one; messages that repeat an id within it wait it out.
 SHORTEST_DUPLICATE_WINDOW = 100_000_000
 # Messages that stand for sequences which the stream did not hold; purged when the tail is in.
@@ -66,5 +68,7 @@ def final(
         found["num_replicas"] = replicas
     metadata = found.get("metadata")
     if metadata:
-        found["metadata"] = {k: v for k, v in metadata.items() if not k.startswith(_SERVERS_OWN)}
+        found["metadata"] = {
+            k: v for k, v in metadata.items() if not k.startswith(_SERVERS_OWN) and k not in OUR_MARKS
+        }
     return found

@@ -59,8 +59,24 @@ class ConsumerRecord(msgspec.Struct, frozen=True):
     ack_floor: int
 
 
+class Ancestor(msgspec.Struct, frozen=True):
+    """A line that a restored stream goes on from, or that was given up on purpose.
+
+    Attributes:
+        sequence: The line's last known one at the restore; what it holds beyond was not seen then.
+    """
+
+    line: str
+    sequence: int
+    is_given_up: bool = False
+
+
 class LineRecord(msgspec.Struct, frozen=True):
-    """How a line began."""
+    """How a line began.
+
+    Attributes:
+        ancestors: Every line that was known when the stream was restored; empty for one that was not.
+    """
 
     format: int
     stream: str
@@ -69,6 +85,7 @@ class LineRecord(msgspec.Struct, frozen=True):
     opened_at: str
     first_sequence: int
     config: dict[str, Any]
+    ancestors: list[Ancestor] = []
 
 
 class TableRecord(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ PermanentError
 TransientError
 ├── StoreError          the store is away, full or slow
 ├── LockedError         another run holds the lock
+├── RestoringError      the stream is being restored, or its restore was interrupted
 └── ProtocolError       the server ended a snapshot or a restore with an error
 """
 
@@ -44,6 +45,10 @@ class StoreError(TransientError):
 
 class LockedError(TransientError):
     """Another process holds the lock, or took it over."""
+
+
+class RestoringError(TransientError):
+    """The stream is being restored, or was left closed by an interrupted restore: it must be left alone."""
 
 
 class ProtocolError(TransientError):

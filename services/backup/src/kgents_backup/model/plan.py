@@ -159,6 +159,8 @@ def _hole(files: LineFiles, reached: int, until: Until) -> int | None:
 def _is_before(snapshot: SnapshotName, until: Until) -> bool:
     if until.sequence is not None:
         return snapshot.last <= until.sequence
+    if until.time is not None and snapshot.last_ms == 0:  # of a stream that never held a message
+        return snapshot.taken_at <= until.time
     # A name holds milliseconds, rounded down: take the whole millisecond as after the moment.
     return until.time is None or (snapshot.last_ms + 1) * 1_000_000 <= moments.of(until.time) + 1
 

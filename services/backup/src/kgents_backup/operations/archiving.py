@@ -16,7 +16,9 @@ import structlog
 
 from kgents_backup.model import moments, segment
 from kgents_backup.model.documents import FORMAT, LineRecord
+from kgents_backup.model.faults import RestoringError
 from kgents_backup.model.keys import Line, SegmentName, line_key
+from kgents_backup.model.restoration import RestoreRecord, is_closed, read_lineage
 from kgents_backup.model.segment import Message
 from kgents_backup.operations.lines import current_line
 from kgents_backup.sinks.store import Vault
@@ -30,6 +32,8 @@ from kgents_common.retry import Patience
 
 # The archive's lag is what a disaster costs: it waits no longer than a segment does.
 LONGEST_WAIT = timedelta(seconds=5)
+
+LOOK_SECONDS = 1.0
 
 _log = structlog.get_logger()
 
@@ -61,6 +65,7 @@ class ArchiveState:
     stored_at: float = 0.0
     segments: int = 0
     messages: int = 0
+    is_restoring: bool = False
 
 
 class Archiver:
@@ -70,6 +75,8 @@ class Archiver:
         client: Gives the connected client, or raises TransientError while there is none.
         check: Asked before each segment is written; raises where the lock was lost.
         on_segment: Told of each stored segment, e.g. to upload it.
+        restore: The restore on whose behalf the closed stream is archived; without it such a stream is
+            left alone.
     """
 
     def __init__(
@@ -82,8 +89,10 @@ class Archiver:
         policy: ArchivePolicy | None = None,
         check: Callable[[], None] = lambda: None,
         on_segment: Callable[[SegmentName, float], None] = lambda _name, _lag: None,
+        restore: RestoreRecord | None = None,
         crash: CrashPoints | None = None,
     ) -> None:
+        self._restore = restore
         self._client = client
         self._vault = vault
         self._stream = stream
@@ -98,6 +107,7 @@ class Archiver:
         self._held_bytes = 0
         self._held_since = 0.0
         self._next = 1
+        self._looked_at = float("-inf")
         self.state = ArchiveState()
 
     async def run(self) -> None:
@@ -105,10 +115,14 @@ class Archiver:
 
         Raises:
             LockedError: The lock was lost.
+            RestoringError: The stream is being restored; what was read is stored.
         """
         while True:
             try:
                 await self.step()
+            except RestoringError:
+                self.state.is_restoring = True
+                raise
             except KgentsError as error:
                 self._check()
                 self._forget()
@@ -123,6 +137,7 @@ class Archiver:
             KgentsError: The stream, the server or the store failed; `run` begins anew at what is stored.
         """
         client = await self._client()
+        await self._look(client)
         if self._reader is None or not self._reader.is_open:
             await self.flush()
             await self._begin(client)
@@ -206,6 +221,7 @@ class Archiver:
             raise PermanentError(
                 f"there is no stream {self._stream}", hint="apply the streams, or restore it"
             )
+        self._refuse_closed(info)
         catalogue = await self._vault.catalogue(self._stream)
         line = await current_line(client, catalogue, info)
         files = catalogue.of(line)
@@ -218,7 +234,27 @@ class Archiver:
         await self._reader.open()
         _log.info("archive.begun", stream=self._stream, line=str(line), next_sequence=self._next)
 
+    async def _look(self, client: VerbatimClient) -> None:
+        """Once a second: a stream that is being restored is left alone, after what was read is stored."""
+        now = self._clock.monotonic()
+        if self._restore is not None or now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        info = await stream_info(client, self._stream)
+        if info is not None and is_closed(info.config):
+            await self.flush()
+            self._refuse_closed(info)
+        self.state.is_restoring = False
+
+    def _refuse_closed(self, info: StreamInfo) -> None:
+        if self._restore is None and is_closed(info.config):
+            self._forget()
+            raise RestoringError(
+                f"{self._stream} is being restored", hint="`kgents-backup status` shows how far it is"
+            )
+
     async def _open_line(self, line: Line, info: StreamInfo) -> None:
+        lineage = read_lineage(info.config)
         record = LineRecord(
             format=FORMAT,
             stream=self._stream,
@@ -226,7 +262,9 @@ class Archiver:
             created=info.created,
             opened_at=self._clock.now().isoformat(),
             first_sequence=info.first_sequence,
-            config=info.config,
+            # What holds behind a fence is not the stream's own.
+            config=(self._restore.config if self._restore else None) or info.config,
+            ancestors=lineage.ancestors if lineage else [],
         )
         if await self._vault.line(self._stream, line) is None:
             self._check()

@@ -72,17 +72,6 @@ async def dump(
     return manifest
 
 
-async def dumps(vault: Vault) -> list[str]:
-    """The finished dumps' names, oldest first.
-
-    Raises:
-        StoreError: The store does not answer.
-    """
-    suffix = "/" + MANIFEST
-    keys = [e.key for e in await vault.store.list("databases/") if e.key.endswith(suffix)]
-    return sorted(key.removesuffix(suffix).rpartition("/")[2] for key in keys)
-
-
 async def load(
     url: str,
     vault: Vault,
@@ -99,7 +88,7 @@ async def load(
         RefusedError, PermanentError, TransientError: As `sinks.postgres.load`.
     """
     progress = progress or NoProgress()
-    known = await dumps(vault)
+    known = await vault.dumps()
     if not known or (identity is not None and identity not in known):
         raise UnrecoverableError(f"there is no dump {identity or ''}".rstrip(), hint="see `list`")
     prefix = database_prefix(identity or known[-1])

@@ -11,9 +11,10 @@ from nats.aio.client import Client
 from kgents_backup.cancelling import cancelled
 from kgents_backup.model import moments
 from kgents_backup.model.documents import FORMAT, PartRecord, SnapshotManifest
-from kgents_backup.model.faults import StoreError
+from kgents_backup.model.faults import RestoringError, StoreError
 from kgents_backup.model.keys import SnapshotName, stamp
 from kgents_backup.model.ports import NoProgress, Progress
+from kgents_backup.model.restoration import is_closed
 from kgents_backup.operations.lines import current_line
 from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.snapshot import SnapshotStream, snapshot
@@ -47,6 +48,7 @@ async def take_snapshot(
 
     Raises:
         PermanentError: There is no such stream.
+        RestoringError: It is being restored.
         TransientError: The server or the store failed; nothing is published.
     """
     progress = progress or NoProgress()
@@ -54,6 +56,8 @@ async def take_snapshot(
     info = await stream_info(client, stream)
     if info is None:
         raise PermanentError(f"there is no stream {stream}", hint="apply the streams, or restore it")
+    if is_closed(info.config):
+        raise RestoringError(f"{stream} is being restored", hint="take it when the restore is over")
     line = await current_line(client, await vault.catalogue(stream), info)
     consumers = await durable_consumers(client, stream)
     now, begun = clock.now(), clock.monotonic()

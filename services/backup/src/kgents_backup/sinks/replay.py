@@ -74,6 +74,12 @@ class Replay:
             await self._send(message.subject, headers, message.body)
         self.messages += 1
 
+    async def skip_to(self, sequence: int) -> None:
+        """Use up every sequence to this one; errors as `publish`."""
+        while self.last_sequence < sequence:
+            await self._send(FILLER, b"", b"")
+            self.fillers += 1
+
     async def finish(self) -> None:
         """Wait for every acknowledgement, then purge the fillers.
 
@@ -173,6 +179,16 @@ def with_original_time(headers: bytes, time: int) -> bytes:
     if not headers.endswith(_END):
         return _HEADER_LINE + line + _END
     return headers[: -len(_END)] + b"\r\n" + line + _END
+
+
+def original_time(headers: bytes) -> str:
+    """The original time that a replay wrote into the header block; empty for none."""
+    marker = f"\r\n{ORIGINAL_TIME}: ".encode()
+    start = headers.find(marker)
+    if start < 0:
+        return ""
+    start += len(marker)
+    return headers[start : headers.find(b"\r\n", start)].decode("latin-1")
 
 
 def without_original_time(headers: bytes) -> bytes:

@@ -7,7 +7,6 @@ import json
 from kgents_backup.app import Backup
 from kgents_backup.handlers.command.surroundings import Arguments, cell, streams_of
 from kgents_backup.handlers.progress import amount
-from kgents_backup.operations import databases
 from kgents_backup.operations.verifying import verify, verify_databases
 from kgents_common.errors import KgentsError
 
@@ -43,7 +42,7 @@ async def run_list(backup: Backup, arguments: Arguments) -> int:
                         "bytes": sum(s.size for s in files.segments),
                     }
                 )
-    dumps = await databases.dumps(vault)
+    dumps = await vault.dumps()
     shown += [{"kind": "databases", "taken_at": name} for name in dumps]
     if arguments.json:
         print(json.dumps(shown, indent=1))

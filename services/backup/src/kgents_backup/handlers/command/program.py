@@ -12,8 +12,8 @@ from kgents_backup.handlers.command.copying import run_archive, run_daily, run_p
 from kgents_backup.handlers.command.databases import run_dump, run_load
 from kgents_backup.handlers.command.disaster import add_disaster_commands
 from kgents_backup.handlers.command.looking import run_drill, run_list, run_verify
-from kgents_backup.handlers.command.restoring import run_restore
-from kgents_backup.handlers.command.surroundings import Arguments
+from kgents_backup.handlers.command.restoring import run_discard, run_restore
+from kgents_backup.handlers.command.surroundings import Arguments, complain
 from kgents_backup.handlers.progress import for_terminal
 from kgents_backup.settings import BackupSettings
 from kgents_backup.sinks.store.sealing import new_key
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_logs(service="backup", instance=settings.instance, level=parsed.log_level, to=sys.stderr)
         return asyncio.run(_dispatch(parsed, settings))
     except ConfigurationError as error:
-        _complain(error)
+        complain(error)
         return 2
     except KgentsError as error:
-        _complain(error)
+        complain(error)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -52,10 +52,6 @@ async def _dispatch(arguments: Arguments, settings: BackupSettings) -> int:
         return code
     finally:
         await backup.client.stop()
-
-
-def _complain(error: KgentsError) -> None:
-    print(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
             found.add_argument("--stream", help="one stream instead of all")
         if store:
             found.add_argument("--store", choices=("local", "offsite"), default="local")
+        return found
+
+    def both(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        found.add_argument(
+            "--store",
+            choices=("all", "local", "offsite"),
+            default="all",
+            help="default: whatever there is, so that one makes up for what the other lacks",
+        )
         return found
 
     command(
@@ -89,17 +94,21 @@ def _parser() -> argparse.ArgumentParser:
     command("verify", "read everything stored and name what is damaged", store=True).set_defaults(
         run=run_verify
     )
-    restore_ = command("restore", "bring a stream back", store=True)
+    restore_ = both(command("restore", "bring the streams back"))
     restore_.add_argument(
         "--to", metavar="TIME|SEQ", help="the last message not after TIME, or SEQ; default: the end"
     )
     restore_.add_argument("--into", metavar="NAME|URL", help="another stream name, or another server")
     restore_.add_argument("--line", help="a history other than the one being written at that time (see list)")
     restore_.add_argument("--replicas", type=int, help="instead of the backed up stream's")
-    restore_.add_argument("--replace", action="store_true", help="delete a stream of that name first")
+    restore_.add_argument("--replace", action="store_true", help="replace a stream that is there")
+    restore_.add_argument("--undo", action="store_true", help="take an interrupted restore back")
     restore_.add_argument("--fall-back", action="store_true", help="avoid damaged files by older ones")
     restore_.add_argument("--dry-run", action="store_true", help="only the plan")
     restore_.set_defaults(run=run_restore)
+    discard = command("discard", "delete what was kept of streams as they were before a restore")
+    discard.add_argument("--dry-run", action="store_true")
+    discard.set_defaults(run=run_discard)
     command("drill", "restore into a scratch server and compare with the live stream").set_defaults(
         run=run_drill
     )
@@ -108,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     prune_.set_defaults(run=run_prune)
     command("upload", "copy what is missing off-site", stream=False).set_defaults(run=run_upload)
     command("dump", "dump the databases now", stream=False).set_defaults(run=run_dump)
-    load = command("load", "put a dump of the databases back", stream=False, store=True)
+    load = both(command("load", "put a dump of the databases back", stream=False))
     load.add_argument("dump", nargs="?", help="its name (see list); default: the newest")
     load.add_argument("--replace", action="store_true", help="remove the rows that are there")
     load.set_defaults(run=run_load)

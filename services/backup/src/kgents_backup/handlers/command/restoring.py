@@ -2,76 +2,187 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from kgents_backup.app import Backup
-from kgents_backup.handlers.command.surroundings import Arguments, streams_of
+from kgents_backup.handlers.command.surroundings import Arguments, complain, streams_of
 from kgents_backup.handlers.progress import amount
+from kgents_backup.model.faults import RefusedError
 from kgents_backup.model.keys import Line
 from kgents_backup.model.plan import Until
-from kgents_backup.operations.restoring import Prepared, RestoreReport, prepare, restore
-from kgents_backup.sources.verbatim import VerbatimClient, connected
+from kgents_backup.model.restoration import MARK
+from kgents_backup.operations.restoring import Prepared, RestoreReport, journal, prepare, restore
+from kgents_backup.operations.restoring.transaction import Restoration, Wanted
+from kgents_backup.sinks.store import Lease
+from kgents_backup.sources.stream import stream_info
+from kgents_backup.sources.verbatim import connected
 from kgents_common.connection import connect_options
-from kgents_common.errors import ConfigurationError
+from kgents_common.errors import ConfigurationError, KgentsError
+from kgents_common.streams import request
 
 
 async def run_restore(backup: Backup, arguments: Arguments) -> int:
+    """`restore`: streams brought back, or a look at one under another name or in another server."""
+    until, line = _until(arguments), _line(arguments)
+    streams = streams_of(backup, arguments)
+    is_beside = arguments.into is not None
+    if len(streams) > 1 and (
+        until.sequence is not None or line or (is_beside and "://" not in arguments.into)
+    ):
+        raise ConfigurationError("that needs one stream", hint="add --stream AGENTESE")
+    if arguments.undo:
+        return await _undo(backup, streams)
+    if arguments.dry_run or is_beside:
+        return await _beside(backup, arguments, streams, until, line)
+    is_good = True
+    async with backup.daily.lease(backup.local) as lease:
+        for stream in streams:
+            restoration = await _restoration(backup, arguments.store, lease)
+            wanted = Wanted(
+                stream,
+                until,
+                line,
+                fall_back=arguments.fall_back,
+                replace=arguments.replace,
+                replicas=arguments.replicas,
+            )
+            try:
+                report = await restoration.bring_back(wanted)
+            except KgentsError as error:  # the other stream is not to wait for this one
+                complain(error, about=stream)
+                is_good = False
+                continue
+            print(report_text(report))
+            await backup.announcer.announce("restore.completed", asdict(report))
+    return 0 if is_good else 1
+
+
+async def run_discard(backup: Backup, arguments: Arguments) -> int:
+    """`discard`: the copies of streams as they were before a restore are deleted."""
+    client = await backup.client()
+    for name, config in await journal.kept_streams(client, arguments.stream):
+        if MARK in (config.get("metadata") or {}):
+            print(f"{name} stays: a restore is under way")
+            continue
+        print(f"{name}: {config.get('description')}{'' if arguments.dry_run else ': deleted'}")
+        if not arguments.dry_run:
+            await request(client, f"STREAM.DELETE.{name}", timeout_seconds=60)
+    return 0
+
+
+async def _undo(backup: Backup, streams: Sequence[str]) -> int:
+    is_good = False
+    async with backup.daily.lease(backup.local) as lease:
+        restoration = await _restoration(backup, "local", lease)
+        for stream in streams:
+            if len(streams) > 1 and await journal.find(restoration.client, backup.local, stream) is None:
+                continue
+            print(await restoration.undo(stream))
+            is_good = True
+    if not is_good:
+        raise RefusedError("no restore is under way", hint="see `kgents-backup status`")
+    return 0
+
+
+async def _restoration(backup: Backup, store: str, lease: Lease) -> Restoration:
+    async def upload() -> None:
+        await backup.daily.upload()
+
+    return Restoration(
+        await backup.client(),
+        backup.local,
+        backup.vault(store),
+        backup.clock,
+        backup.owner,
+        upload=upload,
+        check=lease.check,
+        on_plan=lambda prepared: print(plan_text(prepared, backup.vault(store).name, None), flush=True),
+        progress=backup.progress,
+        crash=backup.crash,
+    )
+
+
+async def _beside(
+    backup: Backup, arguments: Arguments, streams: Sequence[str], until: Until, line: Line | None
+) -> int:
+    """The plan alone, or a restore that touches no live stream."""
+    vault = backup.vault(arguments.store)
+    is_good = True
+    plans: list[Prepared] = []
+    for stream in streams:
+        try:
+            prepared = await prepare(
+                vault,
+                stream,
+                until,
+                line=line,
+                fall_back=arguments.fall_back,
+                check_files=not arguments.dry_run,
+                progress=backup.progress,
+            )
+        except KgentsError as error:
+            complain(error, about=stream)
+            is_good = False
+            continue
+        plans.append(prepared)
+        print(plan_text(prepared, vault.name, arguments.into))
+        if arguments.dry_run and arguments.into is None:
+            print(await _what_is_there(backup, stream))
+    if arguments.dry_run:
+        return 0 if is_good else 1
+    is_server = "://" in arguments.into
+    options = connect_options(backup.settings, "kgent-backup-restore", {})
+    if is_server:
+        options |= {"servers": arguments.into, "max_reconnect_attempts": 5}
+    async with connected(options) as client:
+        for prepared in plans:
+            report = await restore(
+                client,
+                vault,
+                prepared,
+                clock=backup.clock,
+                into=None if is_server else arguments.into,
+                replicas=arguments.replicas,
+                progress=backup.progress,
+            )
+            print(report_text(report))
+    return 0 if is_good else 1
+
+
+async def _what_is_there(backup: Backup, stream: str) -> str:
+    client = await backup.client()
+    info = await stream_info(client, stream)
+    record = await journal.find(client, backup.local, stream)
+    if record is not None:
+        return f"  a restore is under way since {record.began_at}, step {record.step}: it would go on"
+    if info is None:
+        return f"  there is no stream {stream} now"
+    return (
+        f"  there is a stream {stream}: {info.messages} messages up to sequence {info.last_sequence}; with"
+        " --replace it is closed, archived to its end and kept under another name first"
+    )
+
+
+def _until(arguments: Arguments) -> Until:
     try:
-        until = Until.parse(arguments.to)
+        return Until.parse(arguments.to)
     except ValueError as error:
         raise ConfigurationError(
             f"--to {arguments.to}: {error}", hint="a sequence, or 2026-01-31T12:00:00Z"
         ) from None
-    line = Line.parse(arguments.line) if arguments.line else None
-    streams = streams_of(backup, arguments)
-    into_server = arguments.into if arguments.into and "://" in arguments.into else None
-    into_name = arguments.into if arguments.into and into_server is None else None
-    if len(streams) > 1 and (into_name or until.sequence is not None or line):
-        raise ConfigurationError("that needs one stream", hint="add --stream AGENTESE")
-    vault = backup.vault(arguments.store)
-    plans = [
-        await prepare(
-            vault,
-            stream,
-            until,
-            line=line,
-            fall_back=arguments.fall_back,
-            check_files=not arguments.dry_run,
-            progress=backup.progress,
-        )
-        for stream in streams
-    ]
-    for prepared in plans:
-        print(_plan_text(prepared, vault.name, arguments.into))
-    if arguments.dry_run:
-        return 0
-    if into_server is not None:
-        options = connect_options(backup.settings, "kgent-backup-restore", {})
-        async with connected(options | {"servers": into_server, "max_reconnect_attempts": 5}) as client:
-            return await _carry_out(backup, client, plans, arguments, None)
-    return await _carry_out(backup, await backup.client(), plans, arguments, into_name)
 
 
-async def _carry_out(
-    backup: Backup, client: VerbatimClient, plans: list[Prepared], arguments: Arguments, into: str | None
-) -> int:
-    for prepared in plans:
-        report = await restore(
-            client,
-            backup.vault(arguments.store),
-            prepared,
-            clock=backup.clock,
-            into=into,
-            replace=arguments.replace,
-            replicas=arguments.replicas,
-            progress=backup.progress,
-        )
-        print(_report_text(report))
-        await backup.announcer.announce("restore.completed", asdict(report))
-    return 0
+def _line(arguments: Arguments) -> Line | None:
+    if arguments.line is None:
+        return None
+    line = Line.parse(arguments.line)
+    if line is None:
+        raise ConfigurationError(f"--line {arguments.line} is no line", hint="see `kgents-backup list`")
+    return line
 
 
-def _plan_text(prepared: Prepared, store: str, into: str | None) -> str:
+def plan_text(prepared: Prepared, store: str, into: str | None) -> str:
     plan = prepared.plan
     base = (
         f"the snapshot of {plan.snapshot.taken_at.isoformat()} (sequence {plan.snapshot.last},"
@@ -87,19 +198,36 @@ def _plan_text(prepared: Prepared, store: str, into: str | None) -> str:
         f"  2. replay {len(plan.segments)} segments ({amount(plan.segment_bytes, 'bytes')})",
         f"  3. at most sequence {plan.reaches}; about {plan.seconds:.0f} s",
     ]
+    lines += [
+        f"  then what only line {other.line} holds ({len(other.segments)} segments,"
+        f" {amount(other.segment_bytes, 'bytes')}), after the end"
+        for other in prepared.appended
+    ]
+    lines += [f"  note: {note}" for note in prepared.notes]
     lines += [f"  damaged and avoided: {reason}" for reason in prepared.avoided]
     if plan.hole is not None:
         lines.append(f"  nothing accounts for sequence {plan.hole}: the tail ends before it")
     return "\n".join(lines)
 
 
-def _report_text(report: RestoreReport) -> str:
+def report_text(report: RestoreReport) -> str:
     first = (
         f"{report.into}: {report.messages} messages up to sequence {report.last_sequence}"
         f" in {report.seconds:.1f} s ({report.physical} physical, {report.replayed} replayed,"
         f" {report.fillers} gaps kept)"
     )
-    lines = [first, *[f"  consumer {name} is done up to {floor}" for name, floor in report.consumers]]
+    lines = [first]
+    if report.appended:
+        lines.append(f"  {report.appended} of them are another line's and stand after the end")
+    if report.live_before is not None:
+        lines.append(
+            f"  live before: {report.live_before} messages up to sequence {report.live_last}; of these"
+            f" {report.missing} are not restored"
+            + (f", first {report.first_missing}" if report.missing else "")
+            + f"; all of them are kept as {report.kept}"
+        )
+    lines += [f"  digest {report.digest}"] if report.digest else []
+    lines += [*[f"  consumer {name} is done up to {floor}" for name, floor in report.consumers]]
     if report.stripped:
         lines.append(f"  {report.stripped} messages lost headers that the server refuses now")
     lines += [f"  note: {note}" for note in report.notes]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from kgents_backup.app import Backup
 from kgents_backup.handlers.progress import amount
-from kgents_common.errors import ConfigurationError
+from kgents_common.errors import ConfigurationError, KgentsError
 
 Arguments = argparse.Namespace
 
@@ -25,3 +26,9 @@ def cell(key: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return amount(float(str(value)), "bytes") if key == "bytes" else str(value)
+
+
+def complain(error: KgentsError, *, about: str = "") -> None:
+    """Say what is wrong, and the next step."""
+    where = f" {about}:" if about else ""
+    print(f"error:{where} {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)

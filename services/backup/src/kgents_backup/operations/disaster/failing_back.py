@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 from kgents_backup.model.faults import ProtocolError, RefusedError
+from kgents_backup.operations.consumers import make_consumers
 from kgents_backup.operations.disaster.accounting import Account, account
 from kgents_backup.operations.disaster.fencing import fence
-from kgents_backup.operations.disaster.promoting import Promotion, make_consumers, promote
+from kgents_backup.operations.disaster.promoting import Promotion, promote
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region, mirror
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.sinks.store import Vault

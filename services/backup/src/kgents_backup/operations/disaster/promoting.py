@@ -13,6 +13,7 @@ from kgents_backup.model import configurations
 from kgents_backup.model.documents import ConsumerRecord
 from kgents_backup.model.faults import CorruptError, RefusedError
 from kgents_backup.model.plan import RestorePlan, Until
+from kgents_backup.operations.consumers import make_consumers
 from kgents_backup.operations.disaster.fencing import fence
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region
 from kgents_backup.operations.restoring import (
@@ -27,7 +28,7 @@ from kgents_backup.sinks.replay import (
     Replay,
 )
 from kgents_backup.sinks.store import Vault
-from kgents_backup.sources.stream import durable_consumers, stream_info
+from kgents_backup.sources.stream import stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.clock import Clock
 from kgents_common.streams import request, server_version
@@ -161,20 +162,3 @@ async def _from_archive(
     except CorruptError:
         return []
     return header.consumers
-
-
-async def make_consumers(client: VerbatimClient, stream: str, records: Sequence[ConsumerRecord]) -> list[str]:
-    made: list[str] = []
-    present = {c.name for c in await durable_consumers(client, stream)}
-    for record in records:
-        if record.name in present:
-            continue
-        config = {k: v for k, v in record.config.items() if k not in ("opt_start_time", "metadata")}
-        config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": record.ack_floor + 1}
-        await request(
-            client,
-            f"CONSUMER.DURABLE.CREATE.{stream}.{record.name}",
-            {"stream_name": stream, "config": config},
-        )
-        made.append(record.name)
-    return made

@@ -9,4 +9,12 @@ from kgents_backup.operations.restoring.opening import refuse_fenced_subjects, w
 from kgents_backup.operations.restoring.preparing import Prepared, prepare
 from kgents_backup.operations.restoring.reporting import RestoreReport
 
-__all__ = ["Prepared", "RestoreReport", "prepare", "refuse_fenced_subjects", "restore", "tail", "widen"]
+__all__ = [
+    "Prepared",
+    "RestoreReport",
+    "prepare",
+    "refuse_fenced_subjects",
+    "restore",
+    "tail",
+    "widen",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 import structlog
 
@@ -12,6 +13,7 @@ from kgents_backup.model.faults import (
     RefusedError,
 )
 from kgents_backup.model.ports import NoProgress, Progress
+from kgents_backup.model.restoration import with_lineage
 from kgents_backup.operations.restoring.filling import replay_tail, restore_base, settled
 from kgents_backup.operations.restoring.opening import refuse_fenced_subjects, widen
 from kgents_backup.operations.restoring.preparing import Prepared
@@ -56,16 +58,11 @@ async def restore(
     await _make_room(client, name, replace=replace)
     prefix = configurations.fence_prefix(name, secrets.token_hex(4))
     fenced = configurations.fenced(prepared.config, name, prefix, replicas=1)
-    position = await restore_base(client, vault, prepared, fenced, report, progress)
-    await replay_tail(client, vault, prepared.plan, name, prefix, position, report, progress)
+    await fill(client, vault, prepared, fenced, prefix, report, progress)
     final = configurations.final(prepared.config, name, replicas=replicas, subjects=subjects)
-    info = await settled(client, name)
-    _compare(info, report)
-    await refuse_fenced_subjects(client, name, prefix)
-    await widen(client, fenced, final["num_replicas"])
-    await request(client, f"STREAM.UPDATE.{name}", final, timeout_seconds=60)
-    report.last_sequence, report.messages = info.last_sequence, info.messages
-    report.consumers = await _consumers(client, name, prepared, report)
+    if into is None and prepared.ancestors:
+        final = with_lineage(final, secrets.token_hex(4), prepared.ancestors)
+    await release(client, prepared, fenced, prefix, final, report)
     report.seconds = round(clock.monotonic() - begun, 3)
     _log.info(
         "restore.completed",
@@ -76,6 +73,50 @@ async def restore(
         seconds=report.seconds,
     )
     return report
+
+
+async def fill(
+    client: VerbatimClient,
+    vault: Vault,
+    prepared: Prepared,
+    fenced: dict[str, Any],
+    prefix: str,
+    report: RestoreReport,
+    progress: Progress,
+) -> int:
+    """Fill a stream that is not there yet, behind its fence; the last sequence that the snapshot brought.
+
+    Raises:
+        ProtocolError: The server did not take it, or holds another number of messages.
+        CorruptError, StoreError: A file is damaged, or the store does not give it.
+    """
+    name = fenced["name"]
+    position = await restore_base(client, vault, prepared, fenced, report, progress)
+    await replay_tail(client, vault, prepared, name, prefix, position, report, progress)
+    info = await settled(client, name)
+    _compare(info, report)
+    report.last_sequence, report.messages = info.last_sequence, info.messages
+    return position
+
+
+async def release(
+    client: VerbatimClient,
+    prepared: Prepared,
+    fenced: dict[str, Any],
+    prefix: str,
+    final: dict[str, Any],
+    report: RestoreReport,
+) -> None:
+    """Open a filled stream: its replicas, its own configuration.
+
+    Raises:
+        ProtocolError: It must not be opened; it stays closed.
+    """
+    name = fenced["name"]
+    await refuse_fenced_subjects(client, name, prefix)
+    await widen(client, fenced, final["num_replicas"])
+    await request(client, f"STREAM.UPDATE.{name}", final, timeout_seconds=60)
+    report.consumers = await _consumers(client, name, prepared, report)
 
 
 async def _make_room(client: VerbatimClient, name: str, *, replace: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kgents_backup.cancelling import cancelled
@@ -80,7 +81,11 @@ async def restore_base(
     finally:
         progress.end()
     info = await settled(client, fenced["name"])
-    wanted = {k: manifest.state[k] for k in ("messages", "first_seq", "last_seq")}
+    # A stream that holds nothing begins at 0 for one version of the server and at 1 for another.
+    compared = (
+        ("messages", "first_seq", "last_seq") if manifest.state["messages"] else ("messages", "last_seq")
+    )
+    wanted = {k: manifest.state[k] for k in compared}
     got = {k: info.state[k] for k in wanted}
     if got != wanted:
         raise ProtocolError(f"the snapshot came back as {got}, not as {wanted}")
@@ -113,13 +118,14 @@ async def settled(client: VerbatimClient, name: str) -> StreamInfo:
 async def replay_tail(
     client: VerbatimClient,
     vault: Vault,
-    found: RestorePlan,
+    prepared: Prepared,
     name: str,
     prefix: str,
     position: int,
     report: RestoreReport,
     progress: Progress,
 ) -> None:
+    found = prepared.plan
     replay = Replay(client, name, prefix, last_sequence=position)
     progress.begin("replay segments", found.segment_bytes, "bytes")
     try:
@@ -127,6 +133,11 @@ async def replay_tail(
             for message in messages:
                 await replay.publish(message)
             progress.advance(segment_name.size)
+        before, report.own_end = replay.messages, replay.last_sequence
+        for other in prepared.appended:
+            async for message in other.messages(vault):
+                await replay.publish(replace(message, sequence=replay.last_sequence + 1))
+        report.appended = replay.messages - before
         await replay.finish()
     finally:
         progress.end()

@@ -4,6 +4,7 @@ from kgents_backup.sinks.store.directory import DirectoryStore
 from kgents_backup.sinks.store.lease import Lease
 from kgents_backup.sinks.store.objects import ObjectStore, open_object_store
 from kgents_backup.sinks.store.sealing import Sealer
+from kgents_backup.sinks.store.united import UnitedVault
 from kgents_backup.sinks.store.vault import Vault
 
-__all__ = ["DirectoryStore", "Lease", "ObjectStore", "Sealer", "Vault", "open_object_store"]
+__all__ = ["DirectoryStore", "Lease", "ObjectStore", "Sealer", "UnitedVault", "Vault", "open_object_store"]

@@ -12,8 +12,8 @@ from kgents_backup.model import catalogue, documents, segment
 from kgents_backup.model.catalogue import Catalogue
 from kgents_backup.model.documents import LineRecord, PartRecord, SnapshotManifest
 from kgents_backup.model.faults import CorruptError
-from kgents_backup.model.keys import Line, SegmentName, SnapshotName, line_key
-from kgents_backup.model.ports import Store
+from kgents_backup.model.keys import MANIFEST, Line, SegmentName, SnapshotName, line_key
+from kgents_backup.model.ports import Entry, Store
 from kgents_backup.model.segment import Message, SegmentHeader
 from kgents_backup.sinks.store.sealing import Sealer
 
@@ -38,10 +38,20 @@ class Vault:
         Raises:
             StoreError: The store does not answer.
         """
-        entries = []
+        return catalogue.build(stream, await self.entries(stream))
+
+    async def entries(self, stream: str) -> list[Entry]:
+        """Every file of a stream; errors as `catalogue`."""
+        found: list[Entry] = []
         for prefix in ("lines", "snapshots", "segments"):
-            entries += list(await self.store.list(f"{prefix}/{stream}/"))
-        return catalogue.build(stream, entries)
+            found += await self.store.list(f"{prefix}/{stream}/")
+        return found
+
+    async def dumps(self) -> list[str]:
+        """The finished dumps' names, oldest first; errors as `catalogue`."""
+        suffix = "/" + MANIFEST
+        keys = [e.key for e in await self.store.list("databases/") if e.key.endswith(suffix)]
+        return sorted(key.removesuffix(suffix).rpartition("/")[2] for key in keys)
 
     async def write_document(self, key: str, document: msgspec.Struct) -> None:
         """Store a document, replacing it.

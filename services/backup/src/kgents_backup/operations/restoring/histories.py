@@ -1,0 +1,163 @@
+"""Which histories of a stream a restore needs: the one to start from, and those whose messages it lacks.
+
+A stream that was lost and made anew, or restored by an interrupted command, has several lines, and the newest
+may hold the least. A restore to the end starts from the oldest line that no other one contains and puts what
+only the others hold after it, so that nothing acknowledged is left out because of the order of names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from kgents_backup.model.catalogue import Catalogue, LineFiles
+from kgents_backup.model.documents import Ancestor, LineRecord
+from kgents_backup.model.faults import CorruptError, UnrecoverableError
+from kgents_backup.model.keys import Line, SegmentName
+from kgents_backup.model.moments import to_nanoseconds
+from kgents_backup.model.segment import Message
+from kgents_backup.sinks.replay import original_time, without_original_time
+from kgents_backup.sinks.store import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What only another line holds, put after the restored one's end at new sequences.
+
+    Attributes:
+        beside: The segments of the line that is restored, to leave out what it holds at the same sequence.
+    """
+
+    line: Line
+    segments: tuple[SegmentName, ...]
+    beside: tuple[SegmentName, ...]
+
+    @property
+    def segment_bytes(self) -> int:
+        """The stored size."""
+        return sum(s.size for s in self.segments)
+
+    async def messages(self, vault: Vault) -> AsyncIterator[Message]:
+        """Those that the restored line does not hold, in order.
+
+        Raises:
+            CorruptError: A segment is damaged.
+        """
+        beside = read_in_order(vault, self.beside)
+        other = await anext(beside, None)
+        async for message in read_in_order(vault, self.segments):
+            while other is not None and other.sequence < message.sequence:
+                other = await anext(beside, None)
+            if other is None or other.sequence > message.sequence or not is_same(other, message):
+                yield message
+
+
+def in_order(files: LineFiles) -> tuple[SegmentName, ...]:
+    """A line's segments without those that a longer one accounts for; there may be holes."""
+    found: list[SegmentName] = []
+    reach = 0
+    for name in sorted(files.segments, key=lambda s: (s.first, -s.last)):
+        if name.last > reach:
+            found.append(name)
+            reach = name.last
+    return tuple(found)
+
+
+async def read_in_order(vault: Vault, segments: Sequence[SegmentName]) -> AsyncIterator[Message]:
+    """Every message of a chain of segments once.
+
+    Raises:
+        CorruptError: A segment is damaged.
+    """
+    position = 0
+    for name in segments:
+        _, messages = await vault.read_segment(name)
+        for message in messages:
+            if message.sequence > position:
+                yield message
+        position = max(position, name.last)
+
+
+def is_same(one: Message, other: Message) -> bool:
+    """Whether two are the same message, whichever of them was put back by a restore."""
+    return (one.subject, one.body, without_original_time(one.headers)) == (
+        other.subject,
+        other.body,
+        without_original_time(other.headers),
+    )
+
+
+async def records_of(vault: Vault, catalogue: Catalogue) -> dict[Line, LineRecord]:
+    """How each line began, as far as that is stored.
+
+    Raises:
+        CorruptError: A record is damaged.
+    """
+    found: dict[Line, LineRecord] = {}
+    for line in catalogue.lines:
+        record = await vault.line(catalogue.stream, line)
+        if record is not None:
+            found[line] = record
+    return found
+
+
+def ancestors_of(catalogue: Catalogue, taken: Sequence[Line]) -> list[Ancestor]:
+    """What a restored stream's lineage says: every known line, and whether it was given up."""
+    return [
+        Ancestor(str(line), files.head[0], is_given_up=line not in taken)
+        for line, files in catalogue.lines.items()
+        if files.head is not None
+    ]
+
+
+async def maximal_lines(
+    vault: Vault, catalogue: Catalogue, records: dict[Line, LineRecord]
+) -> list[LineFiles]:
+    """The lines that no other one contains, oldest first; never none where something is stored.
+
+    Raises:
+        UnrecoverableError: Nothing is stored.
+        StoreError: The store does not answer.
+    """
+    filled = [f for f in catalogue.lines.values() if f.head is not None]
+    if not filled:
+        raise UnrecoverableError(
+            f"nothing is stored of {catalogue.stream}", hint="look into the other store: --store offsite"
+        )
+    kept: list[LineFiles] = []
+    for place, one in enumerate(filled):
+        # Where two contain each other they end alike: the newer one stands for both.
+        later, earlier = filled[place + 1 :], kept
+        others = [*later, *earlier]
+        if not [o for o in others if await _contains(vault, o, one, records.get(o.line))]:
+            kept.append(one)
+    return kept or filled[-1:]
+
+
+async def _contains(vault: Vault, whole: LineFiles, part: LineFiles, record: LineRecord | None) -> bool:
+    assert part.head is not None  # noqa: S101 the caller left out empty lines
+    sequence, time_ms = part.head
+    for ancestor in record.ancestors if record else ():
+        if ancestor.line == str(part.line) and sequence <= ancestor.sequence:
+            return True
+    if whole.head is None or whole.head[0] < sequence:
+        return False
+    there = await _message_at(vault, whole, sequence)
+    if there is None:
+        return False
+    here = await _message_at(vault, part, sequence)
+    if here is not None:
+        return is_same(there, here)
+    said = original_time(there.headers)
+    times = {there.time // 1_000_000, *({to_nanoseconds(said) // 1_000_000} if said else ())}
+    return time_ms in times
+
+
+async def _message_at(vault: Vault, files: LineFiles, sequence: int) -> Message | None:
+    for name in files.segments:
+        if name.first <= sequence <= name.last:
+            with contextlib.suppress(CorruptError):
+                _, messages = await vault.read_segment(name)
+                return next((m for m in messages if m.sequence == sequence), None)
+    return None

@@ -1,0 +1,363 @@
+"""A restore of a live system: whatever interrupts it, the same command goes on or takes it back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nats.errors import Error as NatsError
+from nats.js.errors import Error as JetStreamError
+from tests.backup.streams import (
+    STREAM,
+    add_consumer,
+    archive,
+    consume,
+    delete,
+    fill,
+    make_stream,
+    read_all,
+)
+
+from kgents_backup.model.faults import CorruptError, RefusedError, RestoringError, UnrecoverableError
+from kgents_backup.model.plan import Until
+from kgents_backup.operations.archiving import Archiver
+from kgents_backup.operations.restoring import journal
+from kgents_backup.operations.restoring.transaction import Restoration, Wanted
+from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.operations.uploading import upload_missing
+from kgents_backup.sinks.replay import without_original_time
+from kgents_backup.sinks.store import DirectoryStore, Sealer, UnitedVault, Vault
+from kgents_backup.sources.stream import durable_consumers, stream_info
+from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_common.clock import SystemClock
+from kgents_common.crash import CrashPoints
+from kgents_common.streams import request
+from kgents_devstack.fixtures import remove_streams
+
+CLOCK = SystemClock()
+REPLACE = Wanted(STREAM, replace=True)
+SOON = ("restore.fenced", "restore.deleted", "restore.released")  # the others are the longer proof
+POINTS = [
+    pytest.param(point, marks=[] if point in SOON else [pytest.mark.long])
+    for point in (
+        "restore.begun",
+        "restore.fenced",
+        "restore.archived",
+        "restore.kept",
+        "restore.replacing",
+        "restore.deleted",
+        "restore.filled",
+        "restore.verified",
+        "restore.released",
+    )
+]
+
+
+class Killed(BaseException):
+    """What dying is here: nothing after it runs but what Python itself cleans up."""
+
+
+def die() -> None:
+    raise Killed
+
+
+def restoration(client: VerbatimClient, vault: Vault, *, crash: str | None = None) -> Restoration:
+    """As the command puts it together."""
+    return Restoration(client, vault, vault, CLOCK, "test", crash=CrashPoints(crash, die))
+
+
+async def bodies(client: VerbatimClient, stream: str = STREAM) -> list[bytes]:
+    """Every message's body, in order."""
+    return [m.body for m in await read_all(client, stream)]
+
+
+async def shown(client: VerbatimClient) -> list[tuple[int, str, bytes, bytes]]:
+    """Every message, without what a restore adds."""
+    return [(m.sequence, m.subject, without_original_time(m.headers), m.body) for m in await read_all(client)]
+
+
+async def is_taken(client: VerbatimClient) -> bool:
+    """Whether the stream takes a message."""
+    try:
+        await client.jetstream(timeout=2).publish("agentese.acme.probe", b"probe")
+    except (NatsError, JetStreamError, TimeoutError):
+        return False
+    return True
+
+
+@pytest.fixture(autouse=True)
+async def _no_leftovers(client: VerbatimClient) -> AsyncIterator[None]:
+    yield
+    await remove_streams(client)
+
+
+async def half_archived(client: VerbatimClient, vault: Vault) -> list[tuple[int, str, bytes, bytes]]:
+    """A stream of which the archive holds 300 messages of 400; what it holds."""
+    await make_stream(client)
+    await add_consumer(client)
+    await fill(client, 200)
+    await consume(client, 50, acknowledge=50)
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await fill(client, 100, start=200)
+    await archive(client, vault)
+    await fill(client, 100, start=300)
+    await delete(client, 7, 250, 400)
+    return await shown(client)
+
+
+async def test_what_the_archive_lacks_is_archived_before_a_live_stream_is_replaced(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: --replace of a live stream to the end loses nothing, although the archive was behind; the stream
+    as it was is kept under another name, and its copy takes no later message."""
+    before = await half_archived(each_client, vault)
+    report = await restoration(each_client, vault).bring_back(REPLACE)
+    # What was deleted after the snapshot, or after it was archived, comes back.
+    assert [m for m in await shown(each_client) if m[0] not in (7, 250)] == before
+    assert (report.live_before, report.missing) == (397, 0)
+    assert await is_taken(each_client)
+    await fill(each_client, 20, start=9000)
+    await asyncio.sleep(0.5)
+    assert [body for *_, body in before] == await bodies(each_client, report.kept)
+    assert [c.ack_floor for c in await durable_consumers(each_client, STREAM)] == [50]
+    await archive(each_client, vault)
+    assert (await stream_info(each_client, STREAM)).config["subjects"] == ["agentese.>"]  # type: ignore[union-attr]
+    assert await journal.find(each_client, vault, STREAM) is None
+
+
+async def test_to_an_earlier_sequence_the_report_says_what_is_missing_and_where_it_lies(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: one line of truth: live before, not restored, kept as."""
+    before = await half_archived(client, vault)
+    report = await restoration(client, vault).bring_back(Wanted(STREAM, Until(sequence=260), replace=True))
+    assert (report.live_before, report.live_last) == (397, 400)
+    assert report.missing == len([m for m in before if m[0] > 260])
+    assert report.first_missing == 261
+    assert len(await bodies(client, report.kept)) == 397
+    await archive(client, vault)
+    # Given up on purpose: a later restore to the end does not bring it back.
+    await fill(client, 5, start=7000)
+    await archive(client, vault)
+    await client.jetstream().delete_stream(STREAM)
+    again = await restoration(client, vault).bring_back(Wanted(STREAM))
+    assert again.last_sequence == 265
+    assert again.appended == 0
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_interrupted_anywhere_the_same_command_completes_it(
+    client: VerbatimClient, vault: Vault, point: str
+) -> None:
+    """Rule: killed at any point, run again: everything is there, and nothing is left of the attempt."""
+    before = await half_archived(client, vault)
+    with pytest.raises(Killed):
+        await restoration(client, vault, crash=point).bring_back(REPLACE)
+    report = await restoration(client, vault).bring_back(REPLACE)
+    assert [m for m in await shown(client) if m[0] not in (7, 250)] == before
+    assert report.missing == 0
+    assert await is_taken(client)
+    assert await journal.find(client, vault, STREAM) is None
+    assert len(await journal.kept_streams(client)) == 1
+
+
+@pytest.mark.parametrize("point", POINTS[:-1])
+async def test_interrupted_anywhere_it_can_be_taken_back(
+    client: VerbatimClient, vault: Vault, point: str
+) -> None:
+    """Rule: --undo gives the stream as it was, at its sequences, with its consumer, open."""
+    before = await half_archived(client, vault)
+    with pytest.raises(Killed):
+        await restoration(client, vault, crash=point).bring_back(REPLACE)
+    await restoration(client, vault).undo(STREAM)
+    assert await shown(client) == before
+    assert [c.ack_floor for c in await durable_consumers(client, STREAM)] == [50]
+    info = await stream_info(client, STREAM)
+    assert info is not None
+    assert info.last_sequence == 400
+    assert info.config["max_age"] == 30 * 86400 * 10**9
+    assert await is_taken(client)
+    assert await journal.kept_streams(client) == []
+    with pytest.raises(RefusedError, match="no restore of AGENTESE is under way"):
+        await restoration(client, vault).undo(STREAM)
+
+
+async def test_on_every_server_it_goes_on_and_can_be_taken_back_after_the_stream_was_deleted(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: the worst point, on the oldest server and the current one."""
+    before = await half_archived(each_client, vault)
+    for point in ("restore.deleted", "restore.filled"):
+        with pytest.raises(Killed):
+            await restoration(each_client, vault, crash=point).bring_back(REPLACE)
+        await restoration(each_client, vault).undo(STREAM)
+        assert await shown(each_client) == before
+        with pytest.raises(Killed):
+            await restoration(each_client, vault, crash=point).bring_back(REPLACE)
+        await restoration(each_client, vault).bring_back(REPLACE)
+        found = await shown(each_client)
+        assert [m for m in found if m[0] not in (7, 250)] == before
+        before = found
+
+
+async def test_the_record_is_found_in_the_streams_where_the_store_lost_it(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: fenced, deleted or half filled, the server itself says that a restore is under way."""
+    before = await half_archived(client, vault)
+    for point in ("restore.fenced", "restore.deleted", "restore.filled"):
+        with pytest.raises(Killed):
+            await restoration(client, vault, crash=point).bring_back(REPLACE)
+        await journal.clear(vault, STREAM)
+        record = await journal.find(client, vault, STREAM)
+        assert record is not None
+        assert record.is_before_replacing == (point == "restore.fenced")
+        await restoration(client, vault).undo(STREAM)
+        assert await shown(client) == before
+
+
+async def test_archiver_and_snapshots_leave_a_restoring_stream_alone(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: no line is opened on a half restored stream, and no fence's configuration recorded."""
+    await half_archived(client, vault)
+    lines = list((await vault.catalogue(STREAM)).lines)
+    for point in ("restore.fenced", "restore.filled"):
+        with pytest.raises(Killed):
+            await restoration(client, vault, crash=point).bring_back(REPLACE)
+
+        async def give() -> VerbatimClient:
+            return client
+
+        with pytest.raises(RestoringError, match="is being restored"):
+            await Archiver(give, vault, STREAM, clock=CLOCK).run()
+        with pytest.raises(RestoringError, match="is being restored"):
+            await take_snapshot(client, vault, STREAM, clock=CLOCK)
+        assert list((await vault.catalogue(STREAM)).lines) == lines
+    report = await restoration(client, vault).bring_back(REPLACE)
+    assert report.missing == 0
+    for line in (await vault.catalogue(STREAM)).lines:
+        record = await vault.line(STREAM, line)
+        assert record is not None
+        assert record.config["subjects"] == ["agentese.>"]
+
+
+async def test_a_plan_that_fails_leaves_the_stream_open(client: VerbatimClient, vault: Vault) -> None:
+    """Rule: what cannot be restored is said before anything is closed, or the stream is opened again."""
+    await half_archived(client, vault)
+    segments = (await vault.catalogue(STREAM)).newest.segments  # type: ignore[union-attr]
+    data = await vault.store.get(segments[-1].key)
+    await vault.store.put(segments[-1].key, data[:-9])
+    with pytest.raises(CorruptError, match="its digest does not match"):
+        await restoration(client, vault).bring_back(REPLACE)
+    assert await is_taken(client)
+    await vault.store.put(segments[-1].key, data)
+    with pytest.raises(UnrecoverableError, match="up to sequence 399"):
+        await restoration(client, vault).bring_back(Wanted(STREAM, Until(sequence=10_000), replace=True))
+    assert await is_taken(client)
+    assert await journal.find(client, vault, STREAM) is None
+
+
+async def test_a_stream_made_anew_after_a_loss_does_not_hide_the_old_one(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: lost, made anew by the deployment, written to: a restore brings the old events back and keeps
+    the new ones, which stand after them."""
+    await make_stream(each_client)
+    await fill(each_client, 150)
+    await take_snapshot(each_client, vault, STREAM, clock=CLOCK)
+    await fill(each_client, 50, start=150)
+    await archive(each_client, vault)
+    old = await bodies(each_client)
+    await each_client.jetstream().delete_stream(STREAM)
+    await asyncio.sleep(0.01)
+    await make_stream(each_client)
+    await fill(each_client, 40, start=5000)
+    new = await bodies(each_client)
+    report = await restoration(each_client, vault).bring_back(REPLACE)
+    assert await bodies(each_client) == old + new
+    assert (report.appended, report.missing, report.messages) == (40, 0, 240)
+    # And again: what was put together is one history now.
+    await archive(each_client, vault)
+    await each_client.jetstream().delete_stream(STREAM)
+    again = await restoration(each_client, vault).bring_back(Wanted(STREAM))
+    assert await bodies(each_client) == old + new
+    assert again.appended == 0
+
+
+async def test_a_line_that_an_older_release_opened_on_a_half_restored_stream_does_not_win(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: the line with everything is restored, with the stream's own configuration, not the newest."""
+    await make_stream(client)
+    await fill(client, 300)
+    await archive(client, vault)
+    whole = await bodies(client)
+    config = (await stream_info(client, STREAM)).config  # type: ignore[union-attr]
+    await client.jetstream().delete_stream(STREAM)
+    await asyncio.sleep(0.01)
+    # As the release before left it: half of the messages, behind a fence, archived by its archiver.
+    await make_stream(client, subjects=["agentese.>"])
+    await fill(client, 120)
+    await archive(client, vault)
+    newest = max((await vault.catalogue(STREAM)).lines)
+    record = await vault.line(STREAM, newest)
+    assert record is not None
+    fenced = {**config, "subjects": ["kgents.restore.AGENTESE-1a2b3c4d.>"]}
+    fields = {f: getattr(record, f) for f in record.__struct_fields__}
+    await vault.write_document(f"lines/{STREAM}/{newest}.json", type(record)(**{**fields, "config": fenced}))
+    update = {**fenced, "subject_transform": {"src": "kgents.restore.AGENTESE-1a2b3c4d.>", "dest": ">"}}
+    await request(client, f"STREAM.UPDATE.{STREAM}", update)
+
+    report = await restoration(client, vault).bring_back(REPLACE)
+    assert await bodies(client) == whole
+    assert report.appended == 0
+    info = await stream_info(client, STREAM)
+    assert info is not None
+    assert info.config["subjects"] == ["agentese.>"]
+
+
+async def test_a_stream_that_somebody_made_while_a_restore_was_interrupted_is_not_lost(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: in the gap, the deployment made the stream again and it took events: they are kept."""
+    await half_archived(client, vault)
+    with pytest.raises(Killed):
+        await restoration(client, vault, crash="restore.deleted").bring_back(REPLACE)
+    await make_stream(client)
+    await fill(client, 9, start=8000)
+    new = await bodies(client)
+    report = await restoration(client, vault).bring_back(REPLACE)
+    assert (await bodies(client))[-9:] == new
+    assert report.appended == 9
+
+
+async def test_an_empty_streams_snapshot_comes_back(each_client: VerbatimClient, vault: Vault) -> None:
+    """Rule: a new installation can be restored from its first snapshot on, on every server."""
+    await make_stream(each_client)
+    await take_snapshot(each_client, vault, STREAM, clock=CLOCK)
+    await each_client.jetstream().delete_stream(STREAM)
+    report = await restoration(each_client, vault).bring_back(Wanted(STREAM))
+    assert report.messages == 0
+    assert await is_taken(each_client)
+
+
+async def test_what_one_store_lacks_comes_from_the_other(
+    client: VerbatimClient, vault: Vault, tmp_path: Path
+) -> None:
+    """Rule: a damaged or missing file here is read there; only what both lack is an error."""
+    await half_archived(client, vault)
+    await archive(client, vault)
+    whole = await bodies(client)
+    offsite = Vault(DirectoryStore(tmp_path / "offsite", name="offsite"), Sealer())
+    await upload_missing(vault.store, offsite.store)
+    segments = sorted((await vault.catalogue(STREAM)).newest.segments)  # type: ignore[union-attr]
+    await vault.store.delete(segments[-1].key)
+    data = await vault.store.get(segments[0].key)
+    await vault.store.put(segments[0].key, data[:-9])
+    await client.jetstream().delete_stream(STREAM)
+    both = Restoration(client, vault, UnitedVault(vault, offsite), CLOCK, "test")
+    await both.bring_back(Wanted(STREAM))
+    assert [b for b in await bodies(client) if b in set(whole)] == whole
