@@ -7,11 +7,14 @@ from typing import Any
 
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
+from kgents_billing.model.entries import Entry, merged
 from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.facts import Fact, stamped
+from kgents_billing.model.money_facts import facts_of
 from kgents_billing.model.ownership import Kind, Word
 from kgents_billing.model.projection import digest, project
 from kgents_billing.model.subscription import Ownership, Subscription, observe_object
-from kgents_billing.model.tenant import Learned, hints
+from kgents_billing.model.tenant import Hints, Learned, hints
 from kgents_devstack.stripe import START, Life, Told, new_id, random_life, snapshot
 
 
@@ -38,6 +41,9 @@ class Billing:
         self.customers: dict[str, str] = {}
         self.references: dict[str, str] = {}
         self.words: list[Word] = []
+        self.entries: dict[tuple[str, str], tuple[str, Entry]] = {}
+        self.payments: dict[str, tuple[bool, str]] = {}
+        self.payment_names: dict[str, str] = {}
         self.waiting: list[StripeEvent] = []
         self.fetches = 0
         self.told_twice = 0
@@ -49,7 +55,7 @@ class Billing:
             return Decision(Outcome.DUPLICATE)
         decision = decide(event, self._known(event), self.options, looked_up=self.looked_up)
         if decision.wants_subscription is not None and self.fetch is not None:
-            decision = settle(decision, self._look(decision.wants_subscription), event.source)
+            decision = settle(decision, self._look(decision.wants_subscription), event)
         if decision.outcome is Outcome.QUARANTINED:
             self.waiting.append(event)
             return decision
@@ -66,7 +72,11 @@ class Billing:
                     row, row.id, Ownership(row.tenant, row.tenant), seen.state, second=seen.second,
                     source="/stripe/self", tells_change=False,
                 )  # fmt: skip
-                self._commit(Decision(Outcome.APPLIED, row.tenant, row=made.row, facts=made.facts))
+                self._commit(
+                    Decision(
+                        Outcome.APPLIED, row.tenant, row=made.row, facts=stamped(made.facts, False, None)
+                    )
+                )
 
     def states(self) -> dict[str, str]:
         return {name: digest(row.state) for name, row in self.rows.items()}
@@ -81,7 +91,13 @@ class Billing:
             customer_tenant=self.customers.get(customer or ""),
             subscription_words=self._words(Kind.SUBSCRIPTION, said.subscription),
             customer_words=self._words(Kind.CUSTOMER, customer),
+            payment_tenant=self._payer(said),
         )
+
+    def _payer(self, said: Hints) -> str | None:
+        named = [self.payment_names[name] for name in said.references if name in self.payment_names]
+        paid = [self.payments[name] for name in (said.payment, *named) if name in self.payments]
+        return max(paid)[1] if paid else None
 
     def _words(self, kind: Kind, name: str | None) -> tuple[Word, ...]:
         return tuple(word for word in self.words if (word.kind, word.id) == (kind, name))
@@ -96,16 +112,30 @@ class Billing:
         if decision.row is not None:
             self.rows[decision.row.id] = decision.row
         self.words += [word for word in decision.words if word not in self.words]
-        for fact in decision.facts:
-            owner = fact.tenant or decision.tenant
+        self._tell(decision.facts, decision.tenant)
+        if decision.payment is not None:
+            known = self.payments.get(decision.payment.id)
+            if known is None or (decision.payment.is_paid and not known[0]):
+                self.payments[decision.payment.id] = (decision.payment.is_paid, decision.tenant or "")
+        for name, payment in decision.payment_names:
+            self.payment_names.setdefault(name, payment)
+        for entry in decision.entries:
+            key = (entry.kind.value, entry.id)
+            owner, before = self.entries.get(key, (decision.tenant or "", None))
+            self.entries[key] = (owner, merged(before, entry))
+            self._tell(facts_of(self.entries[key][1]), owner)
+        if decision.learned is not None:
+            self._learn(decision.learned)
+
+    def _tell(self, facts: Iterable[Fact], tenant: str | None) -> None:
+        for fact in facts:
+            owner = fact.tenant or tenant
             assert owner is not None
             told = (owner, fact.body(owner))
             if fact.key in self.facts:
                 self.told_twice += self.facts[fact.key] != told
             else:
                 self.facts[fact.key] = told
-        if decision.learned is not None:
-            self._learn(decision.learned)
 
     def _learn(self, learned: Learned) -> None:
         if learned.tenant is not None:

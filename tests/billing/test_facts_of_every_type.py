@@ -10,6 +10,7 @@ from kgents_billing.model import event as events
 from kgents_billing.model.decision import Known, Options, Outcome, decide
 from kgents_billing.model.event_map import ENDPOINT_TYPES
 from kgents_billing.model.facts import Fact
+from kgents_billing.model.money_facts import facts_of
 from kgents_devstack.stripe import objects
 
 from .lives import START, Billing, Life, snapshot
@@ -46,6 +47,25 @@ def session(**fields: Any) -> dict[str, Any]:
 CHARGE = objects.charge("ch_1", payer="cus_1")
 
 
+def invoice_payment(**fields: Any) -> dict[str, Any]:
+    """A payment of an invoice; it says nothing of whose it is."""
+    return {**objects.invoice_payment("inpay_1", invoice="in_1", amount=1999, charge=CHARGE), **fields}
+
+
+def credit_note(**fields: Any) -> dict[str, Any]:
+    """A credit note."""
+    return {**objects.credit_note("cn_1", invoice="in_1", payer="cus_1", amount=500), **fields}
+
+
+INVOICED = {
+    "enabled": True,
+    "invoice_data": {
+        "account_tax_ids": None, "custom_fields": None, "description": None, "footer": None, "issuer": None,
+        "metadata": None, "rendering_options": None,
+    },
+}  # fmt: skip
+
+
 def refund(**fields: Any) -> dict[str, Any]:
     """A refund."""
     return {**objects.refund("re_1", CHARGE, 300), "currency": "jpy", "metadata": TENANT, **fields}
@@ -61,7 +81,9 @@ def facts(
 ) -> list[Fact]:
     """What one event tells."""
     event = events.read(snapshot(kind, thing, second=START + 5, previous=previous))
-    return decide(event, Known(**known), Options()).facts
+    decided = decide(event, Known(payment_tenant="acme", **known), Options())
+    told = [fact for entry in decided.entries for fact in facts_of(entry)]
+    return [*decided.facts, *told]
 
 
 SUB = objects.subscription("sub_1")
@@ -78,30 +100,43 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any] | None, list[tuple[str, st
     ),
     ("customer.subscription.trial_will_end", {**SUB, "status": "trialing", "trial_end": START + 9}, None,
      [("subscription.updated", f"sub.trial_end:sub_1:{START + 9}")]),
-    ("checkout.session.completed", session(), None, [("payment.success", "pay:cs_1")]),
+    ("checkout.session.completed", session(), None, [("payment.success", "pay.ok:cs_1")]),
+    ("checkout.session.completed", session(invoice="in_1"), None, []),
+    ("checkout.session.completed", session(invoice_creation=INVOICED), None, []),
     ("checkout.session.completed", session(mode="subscription"), None, []),
-    ("checkout.session.async_payment_succeeded", session(), None, [("payment.success", "pay:cs_1")]),
-    ("checkout.session.async_payment_failed", session(), None, [("payment.failed", "pay:cs_1")]),
+    ("checkout.session.async_payment_succeeded", session(), None, [("payment.success", "pay.ok:cs_1")]),
+    ("checkout.session.async_payment_failed", session(), None, [("payment.failed", "pay.fail:cs_1")]),
     ("invoice.paid", invoice(), None, [("payment.success", "pay.ok:in_1")]),
     ("invoice.paid", old_invoice(), None, [("payment.success", "pay.ok:in_1")]),
     ("invoice.paid", invoice(amount_paid=0), None, []),
-    ("invoice.payment_failed", invoice(), None, [("payment.failed", "pay.fail:in_1:2")]),
-    ("invoice.payment_action_required", invoice(), None, [("payment.failed", "pay.action:in_1:2")]),
-    ("invoice.payment_attempt_required", invoice(), None, [("payment.failed", "pay.action:in_1:2")]),
+    ("invoice.payment_failed", invoice(), None, [("payment.failed", f"pay.fail:in_1:2:{START + 5}")]),
+    ("invoice.payment_action_required", invoice(), None,
+     [("payment.action_required", "pay.action:in_1:2")]),
+    ("invoice.payment_attempt_required", invoice(), None,
+     [("payment.action_required", "pay.attempt:in_1:2")]),
+    ("invoice_payment.paid", invoice_payment(), None,
+     [("invoice.payment_applied", "inv.payment:inpay_1")]),
+    ("credit_note.created", credit_note(), None, [("invoice.credited", "cn:cn_1:issued")]),
+    ("credit_note.voided", credit_note(status="void"), None, [("invoice.credit_voided", "cn:cn_1:void")]),
     ("invoice.finalized", invoice(), None, [("invoice.finalized", "inv.finalized:in_1")]),
     ("invoice.finalization_failed", invoice(), None,
      [("invoice.finalization_failed", "inv.finalization_failed:in_1")]),
     ("invoice.voided", invoice(), None, [("invoice.voided", "inv.voided:in_1")]),
     ("invoice.marked_uncollectible", invoice(), None,
-     [("invoice.marked_uncollectible", "inv.marked_uncollectible:in_1")]),
+     [("invoice.marked_uncollectible", "inv.marked_uncollectible:in_1"),
+      ("payment.partial", "pay.part:in_1")]),
     ("invoice.overdue", invoice(), None, [("invoice.overdue", "inv.overdue:in_1")]),
-    ("refund.created", refund(status="pending"), None, [("payment.refunded", "refund:re_1:pending")]),
+    ("refund.created", refund(status="pending"), None, [("payment.refund_pending", "refund:re_1:pending")]),
     ("refund.updated", refund(), None, [("payment.refunded", "refund:re_1:succeeded")]),
-    ("refund.failed", refund(status="failed"), None, [("payment.refunded", "refund:re_1:failed")]),
+    ("refund.failed", refund(status="failed"), None, [("payment.refund_failed", "refund:re_1:failed")]),
     *(
         (f"charge.dispute.{verb}", dispute(), None,
          [("payment.disputed", f"dispute:dp_1:{verb}:needs_response")])
-        for verb in ("created", "updated", "closed", "funds_withdrawn", "funds_reinstated")
+        for verb in ("created", "updated", "closed")
+    ),
+    *(
+        (f"charge.dispute.{verb}", dispute(), None, [("payment.disputed", f"dispute:dp_1:{verb}")])
+        for verb in ("funds_withdrawn", "funds_reinstated")
     ),
     ("customer.created", CUSTOMER, None, []),
     ("customer.updated", CUSTOMER, None, []),

@@ -134,12 +134,12 @@ async def test_whose_a_refund_is_stripe_tells_by_its_payment(database_url: str) 
     """Rule: refunds and disputes name no customer, current invoices no payment: the payment is asked for."""
     bodies = money_life(names_payment=False)
     stripe = KnownStripe()
-    stripe.objects["/v1/payment_intents/pi_money"] = ({"id": "pi_money", "customer": CUSTOMER}, START + 9)
+    stripe.objects["/v1/invoice_payments"] = ({"data": [{"id": "inpay_1", "invoice": "in_money"}]}, START + 9)
     async with told_billing(database_url, stripe) as billing:
         for body in bodies:
             assert (await billing.take(body)).outcome is Outcome.APPLIED
         assert set(await billing.facts()) == KEYS
-        assert stripe.asked.count("/v1/payment_intents/pi_money") == 2
+        assert stripe.asked.count("/v1/invoice_payments") == 2
 
 
 async def test_a_customer_nobody_knew_is_deleted_in_silence(database_url: str) -> None:

@@ -98,6 +98,7 @@ def test_a_life_makes_the_events_stripe_makes(stand_in: StripeStandIn) -> None:
     assert told == [
         ("created", []),
         ("subscription.created", []),
+        ("invoice_payment.paid", []),
         ("invoice.paid", []),
         ("subscription.updated", ["status"]),
         ("charge.refunded", ["amount_refunded"]),
@@ -110,6 +111,7 @@ def test_a_life_makes_the_events_stripe_makes(stand_in: StripeStandIn) -> None:
         ("subscription.updated", ["items", "latest_invoice"]),
         ("invoice.payment_failed", []),
         ("subscription.updated", ["status"]),
+        ("invoice_payment.paid", []),
         ("invoice.paid", []),
         ("subscription.updated", ["status"]),
         ("subscription.deleted", []),

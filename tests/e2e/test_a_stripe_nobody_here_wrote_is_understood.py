@@ -122,6 +122,8 @@ def test_its_webhooks_become_facts(
         "amount_minor": 3998,
         "currency": "usd",
         "exponent": 2,
+        "moves_minor": 3998,
+        "livemode": False,
     }
     mine = {"authorization": f"Bearer {system.stack.keys['acme']}"}
     found = httpx.get(f"{system.stack.service('billing').url}/v1/billing/subscription", headers=mine).json()

@@ -85,11 +85,18 @@ def planted(body: bytes) -> bytes:
 
 def money_bodies() -> list[bytes]:
     """One event of each kind of object that money moves by."""
+    five = {"amount": 5, "currency": "usd"}
     things = {
-        "checkout.session.completed": {"id": "cs_1", "mode": "payment", "payment_status": "paid"},
+        "checkout.session.completed": {
+            "id": "cs_1",
+            "mode": "payment",
+            "payment_status": "paid",
+            "amount_total": 5,
+            "currency": "usd",
+        },
         "invoice.payment_failed": {"id": "in_1", "amount_due": 5, "currency": "usd"},
-        "refund.created": {"id": "re_1", "status": "succeeded"},
-        "charge.dispute.created": {"id": "dp_1", "status": "needs_response"},
+        "refund.created": {"id": "re_1", "status": "succeeded", **five},
+        "charge.dispute.created": {"id": "dp_1", "status": "needs_response", **five},
         "customer.updated": {"id": "cus_1", "email": PLANTED[0]},
         "customer.deleted": {"id": "cus_1", "email": PLANTED[0]},
     }

@@ -17,6 +17,7 @@ TENANT = "acme"
 WAIT_SECONDS = 90.0
 _DAY = 86_400
 FACTS = (
+    "invoice.payment_applied",
     "payment.refunded",
     "payment.success",
     "subscription.ended",

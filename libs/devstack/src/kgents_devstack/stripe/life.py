@@ -48,6 +48,7 @@ class Life:
         books: Where it happens.
         with_customer: Also tell of the customer's creation.
         trial_days: Begin on trial instead of unpaid.
+        with_finalized: Also tell of each invoice when it is made.
 
     Attributes:
         now: The subscription as it is.
@@ -55,6 +56,8 @@ class Life:
         told: Every event so far.
         invoice: The latest invoice.
         charge: The last money that was taken.
+        returned: The last refund.
+        disputed: The dispute that is open.
     """
 
     def __init__(
@@ -67,15 +70,19 @@ class Life:
         with_customer: bool = False,
         trial_days: int = 0,
         priced: Mapping[str, Any] | None = None,
+        with_finalized: bool = False,
     ) -> None:
         self.name = new_id("sub")
         self.basil = basil
+        self.with_finalized = with_finalized
         self.at = at
         self.tenant = tenant
         self.books = books or Books()
         self.history: list[tuple[float, Object]] = []
         self.told: list[Told] = []
         self.charge: Object | None = None
+        self.returned: Object | None = None
+        self.disputed: Object | None = None
         self.customer = objects.customer(f"cus_{self.name}", tenant=tenant, at=int(at))
         if with_customer:
             self._tell("customer.created", self.customer)
@@ -147,18 +154,19 @@ class Life:
         self.now |= latest
         return self._tell_change("customer.subscription.updated", previous)
 
-    def pay(self) -> Self:
-        """The latest invoice is paid; what was not active for want of it becomes active."""
-        amount = self.invoice["amount_due"]
-        self.charge = objects.charge(
-            new_id("ch"), payer=self.now["customer"], amount=amount, currency=self.invoice["currency"],
-            at=int(self.at),
-        )  # fmt: skip
-        self.books.put(self.charge)
+    def pay(self, *, outside: bool = False) -> Self:
+        """What is left of the latest invoice is paid; what was not active for want of it becomes active.
+
+        Args:
+            outside: Not through Stripe, as an operator notes it.
+        """
+        amount = self.invoice["amount_remaining"]
+        self._take(amount, outside=outside)
         self.invoice |= {
             "status": "paid",
-            "amount_paid": amount,
+            "amount_paid": self.invoice["amount_paid"] + amount,
             "amount_remaining": 0,
+            **({"amount_paid_off_stripe": amount} if outside else {}),
             "attempt_count": self.invoice["attempt_count"] + 1,
             "attempted": True,
             "next_payment_attempt": None,
@@ -167,6 +175,32 @@ class Life:
         self._tell("invoice.paid", self.invoice)
         is_due = self.now["status"] in ("incomplete", "past_due", "unpaid")
         return self.become("active") if is_due else self
+
+    def pay_part(self, amount: int) -> Self:
+        """Part of the latest invoice is paid."""
+        self._take(amount, outside=False)
+        self.invoice["amount_paid"] += amount
+        self.invoice["amount_remaining"] -= amount
+        self.books.put(self.invoice)
+        return self
+
+    def write_off(self) -> Self:
+        """Nobody expects the rest of the latest invoice any more."""
+        self.invoice |= {"status": "uncollectible", "next_payment_attempt": None}
+        self.invoice["status_transitions"]["marked_uncollectible_at"] = int(self.at)
+        return self._tell("invoice.marked_uncollectible", self.invoice)
+
+    def credit(self, amount: int) -> Self:
+        """A credit note over part of the latest invoice."""
+        note = objects.credit_note(
+            new_id("cn"),
+            invoice=self.invoice["id"],
+            payer=self.now["customer"],
+            amount=amount,
+            currency=self.invoice["currency"],
+            at=int(self.at),
+        )
+        return self._tell("credit_note.created", note)
 
     def fail(self) -> Self:
         """The latest invoice could not be paid; what was active is past due."""
@@ -178,8 +212,8 @@ class Life:
         self._tell("invoice.payment_failed", self.invoice)
         return self.become("past_due") if self.now["status"] in ("active", "trialing") else self
 
-    def refund(self, amount: int) -> Self:
-        """Part of the last charge goes back: its refund and the charge tell it."""
+    def refund(self, amount: int, status: str = "succeeded") -> Self:
+        """Part of the last charge goes back, out of the balance at once: refund and charge tell it."""
         charge = self._charged()
         before = {"amount_refunded": charge["amount_refunded"]}
         charge["amount_refunded"] += amount
@@ -187,7 +221,24 @@ class Life:
             before["refunded"] = False
             charge["refunded"] = True
         self._tell("charge.refunded", charge, before)
-        return self._tell("refund.created", objects.refund(new_id("re"), charge, amount, at=int(self.at)))
+        self.returned = objects.refund(new_id("re"), charge, amount, status=status, at=int(self.at))
+        self._move(self.returned["id"], "refund", -amount)
+        return self._tell("refund.created", self.returned)
+
+    def refund_ends(self, status: str) -> Self:
+        """The last refund succeeds, or fails: then the balance has it again."""
+        refund = self.returned
+        if refund is None:
+            raise ValueError("nothing was refunded yet")
+        before, refund["status"] = {"status": refund["status"]}, status
+        if status == "failed":
+            self._move(refund["id"], "refund_failure", refund["amount"])
+            charge = self._charged()
+            charge["amount_refunded"] -= refund["amount"]
+            charge["refunded"] = False
+            self.books.put(charge)
+            return self._tell("refund.failed", refund)
+        return self._tell("refund.updated", refund, before)
 
     def dispute(self) -> Self:
         """The bank takes the last charge back, until it is decided."""
@@ -196,7 +247,23 @@ class Life:
         self.books.put(charge)
         thing = objects.dispute(new_id("du"), charge, at=int(self.at))
         self._tell("charge.dispute.created", thing)
+        taken = self._move(thing["id"], "adjustment", -thing["amount"])
+        thing["balance_transactions"] = [taken]
+        self.disputed = thing
         return self._tell("charge.dispute.funds_withdrawn", thing)
+
+    def win_dispute(self) -> Self:
+        """The bank gives the money of the last dispute back, and says so twice."""
+        thing = self.disputed
+        if thing is None:
+            raise ValueError("nothing is disputed")
+        thing["status"] = "under_review"
+        thing["balance_transactions"].append(self._move(thing["id"], "adjustment", thing["amount"]))
+        self._tell("charge.dispute.funds_reinstated", thing)
+        thing["status"] = "won"
+        self._tell("charge.dispute.funds_reinstated", thing)
+        self.disputed = None
+        return self._tell("charge.dispute.closed", thing)
 
     def end(self, status: str = "canceled") -> Self:
         """It ends."""
@@ -211,6 +278,35 @@ class Life:
     def as_of(self, at: float) -> Object:
         """The subscription as a GET answers at that time."""
         return [thing for when, thing in self.history if when <= at][-1]
+
+    def _take(self, amount: int, *, outside: bool) -> None:
+        """Money comes in for the latest invoice: a charge, unless it goes past Stripe."""
+        currency, at = self.invoice["currency"], int(self.at)
+        charge = None
+        if not outside:
+            charge = objects.charge(
+                new_id("ch"), payer=self.now["customer"], amount=amount, currency=currency, at=at
+            )
+            self.charge = charge
+            self.books.put(charge)
+            self._move(charge["id"], "charge", amount)
+        payment = objects.invoice_payment(
+            new_id("inpay"),
+            invoice=self.invoice["id"],
+            amount=amount,
+            charge=charge,
+            currency=currency,
+            at=at,
+        )
+        self._tell("invoice_payment.paid", payment)
+
+    def _move(self, source: str, kind: str, amount: int) -> Object:
+        """The balance gains or loses money."""
+        moved = objects.balance_transaction(
+            new_id("txn"), source, kind, amount, currency=self.invoice["currency"], at=int(self.at)
+        )
+        self.books.put(moved)
+        return moved
 
     def _item(self) -> Object:
         first: Object = self.now["items"]["data"][0]
@@ -239,6 +335,8 @@ class Life:
         if self.now["latest_invoice"] is None:
             self.now["latest_invoice"] = made["id"]
         self.books.put(made)
+        if self.with_finalized:
+            self._tell("invoice.finalized", made)
         return made
 
     def _tell_change(self, kind: str, previous: Mapping[str, Any] | None) -> Self:

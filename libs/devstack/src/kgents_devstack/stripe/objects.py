@@ -237,7 +237,94 @@ def charge(name: str, *, payer: str, amount: int = 1999, currency: str = "usd", 
     }
 
 
-def refund(name: str, of: Mapping[str, Any], amount: int, *, at: int = START) -> Object:
+def invoice_payment(
+    name: str, *, invoice: str, amount: int, charge: Mapping[str, Any] | None, currency: str = "usd",
+    at: int = START,
+) -> Object:  # fmt: skip
+    """A payment of an invoice, by a charge, or past Stripe where there is none."""
+    payment: Object = {"type": "payment_record", "payment_record": f"prec_{name}"}
+    if charge is not None:
+        payment = {"type": "payment_intent", "payment_intent": charge["payment_intent"]}
+    return {
+        "id": name,
+        "object": "invoice_payment",
+        "amount_paid": amount,
+        "amount_requested": amount,
+        "created": at,
+        "currency": currency,
+        "invoice": invoice,
+        "is_default": True,
+        "livemode": False,
+        "payment": payment,
+        "status": "paid",
+        "status_transitions": {"canceled_at": None, "paid_at": at},
+    }
+
+
+def credit_note(
+    name: str, *, invoice: str, payer: str, amount: int, currency: str = "usd", at: int = START
+) -> Object:
+    """A credit note over part of a paid invoice."""
+    return {
+        "id": name,
+        "object": "credit_note",
+        "amount": amount,
+        "amount_shipping": 0,
+        "created": at,
+        "currency": currency,
+        "customer": payer,
+        "customer_balance_transaction": None,
+        "discount_amount": 0,
+        "discount_amounts": [],
+        "invoice": invoice,
+        "lines": listed(f"/v1/credit_notes/{name}/lines"),
+        "livemode": False,
+        "metadata": {},
+        "number": f"{name}-01",
+        "out_of_band_amount": None,
+        "pdf": "",
+        "post_payment_amount": amount,
+        "pre_payment_amount": 0,
+        "pretax_credit_amounts": [],
+        "reason": None,
+        "refunds": [],
+        "status": "issued",
+        "subtotal": amount,
+        "total": amount,
+        "total_excluding_tax": amount,
+        "total_taxes": [],
+        "type": "post_payment",
+        "voided_at": None,
+    }
+
+
+def balance_transaction(
+    name: str, source: str, kind: str, amount: int, *, currency: str = "usd", at: int = START
+) -> Object:
+    """Money that Stripe's balance gained, or lost."""
+    return {
+        "id": name,
+        "object": "balance_transaction",
+        "amount": amount,
+        "available_on": at,
+        "balance_type": "payments",
+        "created": at,
+        "currency": currency,
+        "description": None,
+        "exchange_rate": None,
+        "fee": 0,
+        "fee_details": [],
+        "net": amount,
+        "reporting_category": kind,
+        "source": source,
+        "status": "available",
+        "type": kind,
+    }
+
+
+def refund(
+    name: str, of: Mapping[str, Any], amount: int, *, status: str = "succeeded", at: int = START
+) -> Object:
     """Money of a charge that went back."""
     return {
         "id": name,
@@ -250,7 +337,7 @@ def refund(name: str, of: Mapping[str, Any], amount: int, *, at: int = START) ->
         "metadata": {},
         "payment_intent": of["payment_intent"],
         "reason": "requested_by_customer",
-        "status": "succeeded",
+        "status": status,
     }
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 
+from kgents_billing.handlers.payers import Payers
 from kgents_billing.metrics import Metrics
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
-from kgents_billing.model.event import StripeEvent, reference
+from kgents_billing.model.event import StripeEvent
 from kgents_billing.model.event_map import Handling, handling, is_known
 from kgents_billing.model.projection import State
-from kgents_billing.model.tenant import KEY, Hints, hints
+from kgents_billing.model.tenant import Hints, hints
 from kgents_billing.sinks.store import Committed, Origin, OvertakenError
 from kgents_billing.sinks.stripe_api import Answer, MissingObjectError
-from kgents_common import subjects
 from kgents_common.errors import KgentsError, PermanentError, TransientError
 
 # A subscription written this often while one event is decided has a busier life than any real one.
@@ -32,8 +32,6 @@ _PATHS = {
     "dispute": "/v1/disputes/",
     "checkout.session": "/v1/checkout/sessions/",
 }
-# By the prefix of its id: what a refund or a dispute was paid with.
-_PAID_BY = {"ch": "/v1/charges/", "py": "/v1/charges/", "pi": "/v1/payment_intents/"}
 
 _log = structlog.get_logger()
 
@@ -90,6 +88,7 @@ class Processor:
         self._store = store
         self._stripe = stripe
         self._options = options
+        self._payers = Payers(store, stripe)
         self._metrics = metrics
 
     async def process(
@@ -98,6 +97,7 @@ class Processor:
         *,
         before_commit: Callable[[], Awaitable[None]] = _anybody,
         again: bool = False,
+        is_patient: bool = True,
     ) -> Committed:
         """Bring one event to its end; when it returns, that is durable.
 
@@ -105,6 +105,7 @@ class Processor:
             before_commit: Raises where the work is another's by now.
             again: An operator replays it: decide even if it was applied before. Facts are told once all the
                 same.
+            is_patient: Money that goes back waits for its payment to be known.
 
         Raises:
             TransientError: Nothing is committed; the same message may succeed later.
@@ -118,7 +119,7 @@ class Processor:
             whole, is_current = await self._whole(event)
             if whole is not event:
                 known = await self._known(whole, surroundings_only=True)
-            decision = await self._decide(whole, known, is_current=is_current)
+            decision = await self._decide(whole, known, is_current=is_current, is_patient=is_patient)
             await before_commit()
             try:
                 committed = await self._store.commit(
@@ -157,12 +158,24 @@ class Processor:
         answer = await self._stripe.get(path + event.related_id)
         return replace(event, object=answer.data, second=max(event.second, answer.second)), True
 
-    async def _decide(self, event: StripeEvent, known: Known, *, is_current: bool) -> Decision:
-        decision = decide(event, known, self._options, is_current=is_current)
-        if decision.outcome is Outcome.QUARANTINED:
-            looked_up = await self._tenant_at_stripe(hints(event))
+    async def _decide(
+        self, event: StripeEvent, known: Known, *, is_current: bool, is_patient: bool
+    ) -> Decision:
+        def decided(looked_up: str | None = None) -> Decision:
+            return decide(
+                event,
+                known,
+                self._options,
+                looked_up=looked_up,
+                is_current=is_current,
+                is_patient=is_patient,
+            )
+
+        decision = decided()
+        if decision.outcome is Outcome.QUARANTINED and decision.named is None and self._stripe is not None:
+            looked_up = await self._payers.tenant(hints(event), event)
             if looked_up is not None:
-                decision = decide(event, known, self._options, looked_up=looked_up, is_current=is_current)
+                decision = decided(looked_up)
         if decision.wants_subscription is not None and self._stripe is not None:
             try:
                 fetched = await self._stripe.subscription(decision.wants_subscription)
@@ -171,36 +184,8 @@ class Processor:
                 _log.info("process.not_fetched", event_id=event.id, error=str(error))
             else:
                 state = await self._store.only_open(fetched.state)
-                decision = settle(decision, replace(fetched, state=state), event.source)
+                decision = settle(decision, replace(fetched, state=state), event)
         return decision
-
-    async def _tenant_at_stripe(self, said: Hints) -> str | None:
-        """Whose the customer is; a refund or a dispute names no more than a charge, which knows its own."""
-        if self._stripe is None:
-            return None
-        try:
-            customer = said.customer or await self._payer(said.references)
-            if customer is None:
-                return None
-            if said.customer is None:
-                known = await self._store.known([], Hints(customer=customer))
-                if known.customer_tenant is not None:
-                    return known.customer_tenant
-            named = (await self._stripe.customer_metadata(customer)).get(KEY)
-        except KgentsError as error:
-            _log.info("process.customer_not_asked", error=str(error))
-            return None
-        if not isinstance(named, str) or not subjects.is_tenant(named):
-            return None
-        return (await self._store.only_open(State(status="", tenant=named))).tenant
-
-    async def _payer(self, references: Sequence[str]) -> str | None:
-        assert self._stripe is not None  # noqa: S101 the caller looked
-        for name in references:
-            path = _PAID_BY.get(name.partition("_")[0])
-            if path is not None:
-                return reference((await self._stripe.get(path + name)).data.get("customer"))
-        return None
 
     def _note(self, event: StripeEvent, committed: Committed) -> Committed:
         self._metrics.processed.labels(committed.outcome.value).inc()

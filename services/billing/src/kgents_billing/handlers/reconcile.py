@@ -13,6 +13,7 @@ import structlog
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.event import at
 from kgents_billing.model.event_map import is_known
+from kgents_billing.model.facts import stamped
 from kgents_billing.model.projection import UnreadableObjectError, digest, is_same, project
 from kgents_billing.model.subscription import observe_object
 from kgents_billing.model.tenant import KEY
@@ -222,7 +223,8 @@ class Survey:
         )
         self._metrics.drift.inc()
         _log.warning("survey.healed", subscription=name)
-        await self._store.observe(made.row, made.facts, livemode=answer.data.get("livemode") is True)
+        livemode = answer.data.get("livemode") is True
+        await self._store.observe(made.row, stamped(made.facts, livemode, None), livemode=livemode)
         return True
 
     async def _customers(self, customer: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import msgspec
 import structlog
@@ -13,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reconcile import SOURCE
 from kgents_billing.model.decision import Outcome
+from kgents_billing.model.facts import stamped
 from kgents_billing.model.subscription import Ownership, observe_object
 from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Letters, Origin, OvertakenError, Store, Subscriptions
@@ -26,6 +28,9 @@ from kgents_common.errors import PermanentError, TransientError
 
 REFETCH_BATCH = 20
 QUARANTINE_BATCH = 50
+# A payment that nobody tells of by then is one of an endpoint that does not send it: its customer says whose
+# what goes back is.
+PAYMENT_PATIENCE = timedelta(minutes=10)
 
 Pool = AsyncConnectionPool[AsyncConnection]
 _log = structlog.get_logger()
@@ -93,7 +98,8 @@ class Refetch:
         )
         try:
             new = msgspec.structs.replace(made.row, needs_refetch=False)
-            await self._store.observe(new, made.facts, livemode=stored.livemode)
+            facts = stamped(made.facts, stored.livemode, None)
+            await self._store.observe(new, facts, livemode=stored.livemode)
         except OvertakenError:
             return  # an event came meanwhile; if it did not tell, the next round asks again
 
@@ -125,7 +131,8 @@ class Quarantine:
             is_late = self._clock.now() - waiting.first_at > PATIENCE
             origin = Origin(waiting.subject, bytes(waiting.body), waiting.epoch, waiting.seq)
             try:
-                committed = await self._processor.process(origin)
+                is_patient = self._clock.now() - waiting.first_at < PAYMENT_PATIENCE
+                committed = await self._processor.process(origin, is_patient=is_patient)
             except PermanentError as error:
                 await self._letters.give_up(waiting, str(error))
             except TransientError as error:

@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, Tracer
 
 from kgents_billing.handlers.process import NeedsKeyError
 from kgents_billing.metrics import Metrics
+from kgents_billing.model.amounts import MalformedAmountError
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.event import MalformedEventError
 from kgents_billing.sinks.store import Committed, Origin
@@ -206,4 +207,6 @@ class Worker:
 def _code(error: PermanentError) -> str:
     if isinstance(error, MalformedEventError):
         return "malformed"
+    if isinstance(error, MalformedAmountError):
+        return "malformed_amount"
     return "needs_api_key" if isinstance(error, NeedsKeyError) else "unreadable_object"

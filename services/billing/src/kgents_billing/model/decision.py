@@ -11,18 +11,33 @@ from enum import StrEnum
 
 import msgspec
 
-from kgents_billing.model import payments, subscription
+from kgents_billing.model import payments, returns, subscription
 from kgents_billing.model import tenant as tenants
 from kgents_billing.model.access import TERMINAL
+from kgents_billing.model.entries import Entry
 from kgents_billing.model.event import StripeEvent, at
 from kgents_billing.model.event_map import Handling, handling
-from kgents_billing.model.facts import Fact
+from kgents_billing.model.facts import Fact, stamped
 from kgents_billing.model.moved import moved_facts
 from kgents_billing.model.order import Observation
 from kgents_billing.model.ownership import NOW, Kind, Word, assigned_at, owner_at
+from kgents_billing.model.payments import Said
 from kgents_billing.model.projection import State, project, project_before
 from kgents_billing.model.subscription import Ownership, Subscription, observe, observe_object
 from kgents_billing.model.tenant import Hints, Learned, hints, words
+
+# What is about a payment and belongs to who paid it.
+_OF_A_PAYMENT = frozenset(
+    {
+        Handling.INVOICE_PAYMENT,
+        Handling.CREDIT_NOTE,
+        Handling.REFUND,
+        Handling.CHARGE_REFUNDED,
+        Handling.DISPUTE,
+    }
+)
+# What says which payment intents and charges paid it.
+_PAYMENTS = frozenset({Handling.INVOICE, Handling.INVOICE_PAYMENT, Handling.CHECKOUT})
 
 
 class Outcome(StrEnum):
@@ -57,6 +72,7 @@ class Known:
         subscription_words: What is known of who owns the subscription.
         customer_words: The same of the customer.
         unknown: Tenants the event names that nobody opened.
+        payment_tenant: Who paid, where the event is about a payment that is known.
     """
 
     is_applied: bool = False
@@ -65,6 +81,7 @@ class Known:
     subscription_words: tuple[Word, ...] = ()
     customer_words: tuple[Word, ...] = ()
     unknown: frozenset[str] = frozenset()
+    payment_tenant: str | None = None
 
     def assigned(self, second: int) -> str | None:
         """An operator's word, on the subscription before that on the customer."""
@@ -89,6 +106,19 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Payment:
+    """An invoice or a checkout, and who pays it.
+
+    Attributes:
+        is_paid: The event says that it was paid: no other event knows better whose it is.
+    """
+
+    id: str
+    is_paid: bool
+    customer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What to commit.
 
@@ -97,6 +127,9 @@ class Decision:
         wants_subscription: Fetch this subscription and decide again; without an answer, commit as it is.
         flag_customer: Look at all subscriptions of this customer again.
         words: What the event says of who owns its object.
+        entries: What moved, and so far.
+        payment: The payment (an invoice or a checkout) whose payer is known by this event.
+        payment_names: Payment intents and charges that made a payment.
         assigned: Whose an operator says the subscription is.
         reason: For a quarantine or a dead letter, a label.
         named: The tenant it names that nobody opened.
@@ -108,6 +141,9 @@ class Decision:
     facts: list[Fact] = field(default_factory=list)
     learned: Learned | None = None
     words: tuple[Word, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    payment: Payment | None = None
+    payment_names: tuple[tuple[str, str], ...] = ()
     assigned: str | None = None
     wants_subscription: str | None = None
     flag_customer: str | None = None
@@ -124,16 +160,31 @@ def decide(
     *,
     looked_up: str | None = None,
     is_current: bool = False,
+    is_patient: bool = True,
 ) -> Decision:
     """What an event with an object leads to.
 
     Args:
         looked_up: The tenant Stripe's customer object names, where it was asked.
         is_current: The object is not as it was at the event, but as it is now (a thin event without a twin).
+        is_patient: Money that goes back waits for its payment; else its customer says whose it is.
 
     Raises:
         PermanentError: The object cannot be read.
     """
+    made = _decide(event, known, options, looked_up=looked_up, is_current=is_current, is_patient=is_patient)
+    return replace(made, facts=stamped(made.facts, event.livemode, event.account))
+
+
+def _decide(
+    event: StripeEvent,
+    known: Known,
+    options: Options,
+    *,
+    looked_up: str | None,
+    is_current: bool,
+    is_patient: bool,
+) -> Decision:
     kind = handling(event.type)
     if kind is Handling.IGNORED:
         return Decision(Outcome.IGNORED)
@@ -147,9 +198,17 @@ def decide(
     assigned = known.assigned(event.second)
     if assigned is None and said.tenant in known.unknown:
         return Decision(Outcome.QUARANTINED, reason="unknown_tenant", named=said.tenant)
+    if kind is Handling.CHARGE_REFUNDED and not options.refunds_from_charges:
+        return Decision(Outcome.APPLIED, learned=tenants.learned(event, None))
     if kind is Handling.CUSTOMER:
         return _customer(event, known, assigned)
-    tenant = assigned or said.tenant or known.owner(event.second) or looked_up
+    if kind in _OF_A_PAYMENT:
+        # Who paid, whoever the customer's things are now; unless the object itself says whose it is.
+        tenant = said.tenant or known.payment_tenant or assigned or looked_up
+        if tenant is None and not is_patient:
+            tenant = known.owner(event.second)
+    else:
+        tenant = assigned or said.tenant or known.owner(event.second) or looked_up
     if tenant is None:
         return Decision(Outcome.QUARANTINED, reason="invalid_tenant" if said.invalid else "unmapped_tenant")
     decided = Decision(
@@ -157,15 +216,21 @@ def decide(
     )
     if kind is Handling.SUBSCRIPTION:
         return _subscription(event, known, decided, said, is_current=is_current)
+    money = _money(event, kind, options)
     return replace(
         decided,
-        facts=_facts(event, kind, options),
+        facts=money.facts,
+        entries=tuple(money.entries),
+        payment=_payment_of(kind, said, money),
+        payment_names=tuple((name, said.payment) for name in said.references)
+        if said.payment is not None and kind in _PAYMENTS
+        else (),
         flag_customer=event.object_id if kind is Handling.CUSTOMER_DELETED else None,
         notes=("finalization_failed",) if event.type == "invoice.finalization_failed" else (),
     )
 
 
-def settle(decision: Decision, fetched: Fetched, source: str) -> Decision:
+def settle(decision: Decision, fetched: Fetched, event: StripeEvent) -> Decision:
     """The same decision once the subscription itself was seen: its state is what Stripe says."""
     assert decision.row is not None  # noqa: S101 only a decision about a subscription wants one fetched
     row = decision.row
@@ -175,11 +240,12 @@ def settle(decision: Decision, fetched: Fetched, source: str) -> Decision:
         Ownership(row.tenant, row.tenant, assigned=decision.assigned),
         fetched.state,
         second=fetched.second,
-        source=source,
+        source=event.source,
         tells_change=False,
     )
     known = {fact.key for fact in decision.facts}
-    facts = [*decision.facts, *(fact for fact in seen.facts if fact.key not in known)]
+    more = [fact for fact in seen.facts if fact.key not in known]
+    facts = [*decision.facts, *stamped(more, event.livemode, event.account)]
     return replace(decision, row=seen.row, facts=facts, wants_subscription=None)
 
 
@@ -241,22 +307,35 @@ def _customer(event: StripeEvent, known: Known, assigned: str | None) -> Decisio
     return Decision(Outcome.APPLIED, facts=facts, learned=tenants.learned(event, None), words=tuple(said))
 
 
-def _facts(event: StripeEvent, kind: Handling, options: Options) -> list[Fact]:
+def _payment_of(kind: Handling, said: Hints, money: Said) -> Payment | None:
+    if said.payment is None or kind not in (Handling.INVOICE, Handling.CHECKOUT):
+        return None
+    return Payment(said.payment, any("paid" in one.seen for one in money.entries), said.customer)
+
+
+def _money(event: StripeEvent, kind: Handling, options: Options) -> Said:
     thing = event.object
     assert thing is not None  # noqa: S101 decided on events with an object only
     if kind is Handling.TRIAL_ENDING:
         name = event.object_id or ""
-        return [subscription.trial_ending(name, project(thing), event.second, event.source)]
+        return Said([subscription.trial_ending(name, project(thing), event.second, event.source)])
     if kind is Handling.INVOICE:
-        return payments.invoice_facts(event, thing, tells_zero=options.tells_zero_payments)
+        return payments.invoice_said(event, thing, tells_zero=options.tells_zero_payments)
+    if kind is Handling.INVOICE_PAYMENT:
+        return payments.invoice_payment_said(event, thing)
     if kind is Handling.CHECKOUT:
-        return payments.checkout_facts(event, thing)
+        return payments.checkout_said(event, thing)
+    if kind is Handling.CREDIT_NOTE:
+        return returns.credit_note_said(event, thing)
     if kind is Handling.REFUND:
-        return [] if options.refunds_from_charges else payments.refund_facts(event, thing)
+        of_charge = event.type.startswith("charge.")
+        if of_charge is not options.refunds_from_charges:
+            return Said()
+        return returns.refund_said(event, thing, charges_tell=of_charge)
     if kind is Handling.CHARGE_REFUNDED:
-        return payments.charge_refund_facts(event, thing) if options.refunds_from_charges else []
+        return returns.charge_refund_said(event, thing) if options.refunds_from_charges else Said()
     if kind is Handling.DISPUTE:
-        return payments.dispute_facts(event, thing)
+        return returns.dispute_said(event, thing)
     if kind is Handling.CUSTOMER_DELETED:
-        return payments.customer_deleted_fact(event)
-    return []
+        return payments.customer_deleted_said(event)
+    return Said()

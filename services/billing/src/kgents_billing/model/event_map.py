@@ -14,6 +14,8 @@ class Handling(StrEnum):
     SUBSCRIPTION = "subscription"  # state, and facts of its change
     TRIAL_ENDING = "trial_ending"  # a fact, no state
     INVOICE = "invoice"
+    INVOICE_PAYMENT = "invoice_payment"
+    CREDIT_NOTE = "credit_note"
     CHECKOUT = "checkout"
     REFUND = "refund"
     CHARGE_REFUNDED = "charge_refunded"
@@ -57,12 +59,15 @@ _INVOICE = {
     "overdue",
 }
 # Told by another type that the endpoint should send: the same fact, for endpoints that are set up otherwise.
-_TOLD_OTHERWISE = ("charge.refunded", "invoice.payment_succeeded")
+_TOLD_OTHERWISE = ("charge.refunded", "charge.refund.updated", "invoice.payment_succeeded")
 _TABLE: dict[str, Handling] = {
     **{f"customer.subscription.{verb}": Handling.SUBSCRIPTION for verb in _SUBSCRIPTION | _SUBSCRIPTION_THIN},
     "customer.subscription.trial_will_end": Handling.TRIAL_ENDING,
     **{f"invoice.{verb}": Handling.INVOICE for verb in _INVOICE},
     "invoice.payment_succeeded": Handling.INVOICE,
+    "invoice_payment.paid": Handling.INVOICE_PAYMENT,
+    "credit_note.created": Handling.CREDIT_NOTE,
+    "credit_note.voided": Handling.CREDIT_NOTE,
     "checkout.session.completed": Handling.CHECKOUT,
     "checkout.session.async_payment_succeeded": Handling.CHECKOUT,
     "checkout.session.async_payment_failed": Handling.CHECKOUT,
@@ -70,6 +75,7 @@ _TABLE: dict[str, Handling] = {
     "refund.updated": Handling.REFUND,
     "refund.failed": Handling.REFUND,
     "charge.refunded": Handling.CHARGE_REFUNDED,
+    "charge.refund.updated": Handling.REFUND,
     **{
         f"charge.dispute.{verb}": Handling.DISPUTE
         for verb in ("created", "updated", "closed", "funds_withdrawn", "funds_reinstated")

@@ -1,18 +1,18 @@
-"""Facts about money, each read off one event's object: invoices, checkouts, refunds, disputes; no state at
-all.
+"""What one event says of money: entries, and facts that move none; invoices and checkouts. No state at all.
 
 Names follow what happened, so that an event that comes twice, under two ids or as two types gives one fact.
-Money facts are never dropped for being late.
+Money is never dropped for being late.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 from kgents_billing.model import facts as kinds
+from kgents_billing.model.amounts import amount, optional_amount
+from kgents_billing.model.entries import Entry, EntryKind, Mark
 from kgents_billing.model.event import Json, StripeEvent, at, reference
 from kgents_billing.model.facts import Fact, without_nothing
-from kgents_billing.model.money import money
 
 _INVOICE_VERBS = {
     "invoice.finalized": "finalized",
@@ -23,7 +23,23 @@ _INVOICE_VERBS = {
 }
 # Of a payment Stripe tells both, of one out of band the first, older endpoints often take the second alone.
 _PAID = ("invoice.paid", "invoice.payment_succeeded")
-_ACTION_REQUIRED = ("invoice.payment_action_required", "invoice.payment_attempt_required")
+_ACTION_REQUIRED = {
+    "invoice.payment_action_required": ("pay.action", "action_required"),
+    "invoice.payment_attempt_required": ("pay.attempt", "attempt_required"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an event says of money.
+
+    Attributes:
+        facts: Those that no entry tells.
+        entries: Movements, each in the state the event says.
+    """
+
+    facts: list[Fact] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
 
 
 def invoice_subscription(invoice: Json) -> str | None:
@@ -33,140 +49,139 @@ def invoice_subscription(invoice: Json) -> str | None:
     )
 
 
-def invoice_facts(event: StripeEvent, invoice: Json, *, tells_zero: bool = False) -> list[Fact]:
-    """Facts of an `invoice.*` event; none for `invoice.upcoming`, which is about an invoice without an id.
+def invoice_said(event: StripeEvent, invoice: Json, *, tells_zero: bool = False) -> Said:
+    """What an `invoice.*` event says; nothing for `invoice.upcoming`, which is about none that exists.
 
     Args:
         tells_zero: Also tell of payments of nothing, such as a trial's first invoice.
+
+    Raises:
+        MalformedAmountError: An amount that is told is none.
     """
     name = event.object_id
     if name is None:
-        return []
+        return Said()
     common = {
         "invoice": name,
         "customer": reference(invoice.get("customer")),
         "subscription": invoice_subscription(invoice),
-        "billing_reason": _word(invoice.get("billing_reason")),
+        "billing_reason": word(invoice.get("billing_reason")),
     }
-    currency = invoice.get("currency")
-    details: dict[str, object]
     attempts = invoice.get("attempt_count")
     attempt = attempts if isinstance(attempts, int) else 0
     if event.type in _PAID:
-        paid = money(invoice.get("amount_paid"), currency)
-        if paid is not None and paid.amount_minor == 0 and not tells_zero:
-            return []
-        out_of_band = invoice.get("paid_out_of_band")
-        details = {"paid": paid, "out_of_band": out_of_band if out_of_band is True else None}
-        told = _fact(event, kinds.PAID, f"pay.ok:{name}", {**common, **details})
-        # The invoice's own moment: two events tell of one payment, each with a `created` of its own.
-        paid_at = at(invoice, "status_transitions", "paid_at")
-        return [replace(told, second=paid_at) if isinstance(paid_at, int) else told]
+        return _paid(event, invoice, common, tells_zero=tells_zero)
     if event.type == "invoice.payment_failed":
         details = {
-            "due": money(invoice.get("amount_due"), currency),
+            "due": _remaining(invoice),
             "attempt_count": attempt,
             "next_payment_attempt": invoice.get("next_payment_attempt"),
         }
-        return [_fact(event, kinds.FAILED, f"pay.fail:{name}:{attempt}", {**common, **details})]
+        # Stripe counts its own attempts only: a customer who tries again by hand fails at another second.
+        old = f"pay.fail:{name}:{attempt}"
+        failed = fact(event, kinds.FAILED, f"{old}:{event.second}", {**common, **details}, formerly=(old,))
+        return Said([failed])
     if event.type in _ACTION_REQUIRED:
-        details = {
-            "due": money(invoice.get("amount_due"), currency),
-            "attempt_count": attempt,
-            "reason": "action_required",
-        }
-        return [_fact(event, kinds.FAILED, f"pay.action:{name}:{attempt}", {**common, **details})]
+        prefix, reason = _ACTION_REQUIRED[event.type]
+        details = {"due": _remaining(invoice), "attempt_count": attempt, "reason": reason}
+        return Said([fact(event, kinds.ACTION_REQUIRED, f"{prefix}:{name}:{attempt}", {**common, **details})])
     verb = _INVOICE_VERBS.get(event.type)
     if verb is None:
-        return []
-    details = {"due": money(invoice.get("amount_due"), currency)}
-    return [_fact(event, f"invoice.{verb}", f"inv.{verb}:{name}", {**common, **details})]
+        return Said()
+    told = fact(event, f"invoice.{verb}", f"inv.{verb}:{name}", {**common, "due": _remaining(invoice)})
+    if event.type != "invoice.marked_uncollectible":
+        return Said([told])
+    # What was paid of it until then; the rest is what the fact says is written off.
+    part = optional_amount(invoice, "amount_paid")
+    mark = Mark(part, event.second, data=without_nothing(common))
+    return Said([told], [entry(event, EntryKind.INVOICE, name, name, invoice, "uncollectible", mark)])
 
 
-def checkout_facts(event: StripeEvent, session: Json) -> list[Fact]:
-    """Facts of a one-off checkout; a subscription's payments are its invoices'."""
+def invoice_payment_said(event: StripeEvent, payment: Json) -> Said:
+    """One payment of an invoice was made; it is part of what the invoice says was paid.
+
+    Raises:
+        MalformedAmountError: Its amount is none.
+    """
+    name, invoice = event.object_id, reference(payment.get("invoice"))
+    if name is None or invoice is None:
+        return Said()
+    paid = amount(payment, "amount_paid").amount_minor
+    kind = word(at(payment, "payment", "type"))
+    data = without_nothing(
+        {
+            "invoice": invoice,
+            "invoice_payment": name,
+            "payment_intent": reference(at(payment, "payment", "payment_intent")),
+            "charge": reference(at(payment, "payment", "charge")),
+        }
+    )
+    outside = paid if kind == "payment_record" else 0
+    paid_at = at(payment, "status_transitions", "paid_at")
+    mark = Mark(paid, paid_at if isinstance(paid_at, int) else event.second, outside, data)
+    return Said([], [entry(event, EntryKind.INVOICE_PAYMENT, name, invoice, payment, "paid", mark)])
+
+
+def checkout_said(event: StripeEvent, session: Json) -> Said:
+    """A one-off checkout was paid, or failed to be; where it makes an invoice, the invoice tells.
+
+    Raises:
+        MalformedAmountError: Its total is none.
+    """
     name = event.object_id
     if name is None or session.get("mode") != "payment":
-        return []
+        return Said()
+    if reference(session.get("invoice")) or at(session, "invoice_creation", "enabled") is True:
+        return Said()
     is_paid = session.get("payment_status") == "paid"
     if event.type == "checkout.session.async_payment_failed":
-        kind = kinds.FAILED
+        state = "failed"
     elif event.type == "checkout.session.async_payment_succeeded" or is_paid:
-        kind = kinds.PAID
+        state = "paid"
     else:
-        return []
-    details = {
-        "checkout_session": name,
-        "customer": reference(session.get("customer")),
-        "total": money(session.get("amount_total"), session.get("currency")),
-    }
-    return [_fact(event, kind, f"pay:{name}", details)]
+        return Said()
+    total = amount(session, "amount_total").amount_minor
+    data = without_nothing({"checkout_session": name, "customer": reference(session.get("customer"))})
+    mark = Mark(total, event.second, data=data)
+    return Said([], [entry(event, EntryKind.CHECKOUT, name, name, session, state, mark)])
 
 
-def refund_facts(event: StripeEvent, refund: Json) -> list[Fact]:
-    """One fact for each status a refund reaches; the money is back with `status` succeeded."""
-    name, status = event.object_id, _word(refund.get("status"))
-    if name is None or status is None:
-        return []
-    details = {
-        "refund": name,
-        "status": status,
-        "charge": reference(refund.get("charge")),
-        "payment_intent": reference(refund.get("payment_intent")),
-        "refunded": money(refund.get("amount"), refund.get("currency")),
-        "reason": _word(refund.get("reason")),
-    }
-    return [_fact(event, kinds.REFUNDED, f"refund:{name}:{status}", details)]
-
-
-def charge_refund_facts(event: StripeEvent, charge: Json) -> list[Fact]:
-    """A refund told by its charge, for endpoints without `refund.*`: the sum so far names it."""
-    name, total = event.object_id, charge.get("amount_refunded")
-    if name is None or not isinstance(total, int):
-        return []
-    before = at(event.previous, "amount_refunded")
-    amount = total - before if isinstance(before, int) else None
-    currency = charge.get("currency")
-    details = {
-        "charge": name,
-        "customer": reference(charge.get("customer")),
-        "status": "succeeded",
-        "cumulative_minor": total,
-        "refunded": money(amount if amount is not None else total, currency),
-    }
-    return [_fact(event, kinds.REFUNDED, f"chrefund:{name}:{total}", details)]
-
-
-def dispute_facts(event: StripeEvent, dispute: Json) -> list[Fact]:
-    """One fact for each type and status: opened, evidence due, won, lost, funds taken, funds back."""
-    name, status = event.object_id, _word(dispute.get("status"))
-    if name is None or status is None:
-        return []
-    happening = event.type.removeprefix("charge.dispute.")
-    details = {
-        "dispute": name,
-        "happening": happening,
-        "status": status,
-        "charge": reference(dispute.get("charge")),
-        "reason": _word(dispute.get("reason")),
-        "disputed": money(dispute.get("amount"), dispute.get("currency")),
-    }
-    return [_fact(event, kinds.DISPUTED, f"dispute:{name}:{happening}:{status}", details)]
-
-
-def customer_deleted_fact(event: StripeEvent) -> list[Fact]:
+def customer_deleted_said(event: StripeEvent) -> Said:
     """A customer is gone."""
     name = event.object_id
-    if name is None:
-        return []
-    return [_fact(event, kinds.CUSTOMER_DELETED, f"cus.deleted:{name}", {"customer": name})]
+    return Said([fact(event, kinds.CUSTOMER_DELETED, f"cus.deleted:{name}", {"customer": name})])
 
 
-def _fact(event: StripeEvent, kind: str, key: str, data: Json) -> Fact:
-    return Fact(kind, key, event.second, event.source, without_nothing(data))
+def entry(
+    event: StripeEvent, kind: EntryKind, name: str, of: str, thing: Json, state: str, mark: Mark
+) -> Entry:
+    """An entry in one state, in its object's currency."""
+    return Entry(
+        id=name,
+        kind=kind,
+        of=of,
+        currency=str(thing["currency"]).lower(),
+        seen={state: mark},
+        source=event.source,
+        livemode=event.livemode,
+        account=event.account,
+    )
 
 
-def _word(value: object) -> str | None:
+def fact(event: StripeEvent, kind: str, key: str, data: Json, *, formerly: tuple[str, ...] = ()) -> Fact:
+    """A fact of an event's own second."""
+    return Fact(
+        kind,
+        key,
+        event.second,
+        event.source,
+        without_nothing(data),
+        formerly=formerly,
+        formerly_is_of_its_second=bool(formerly),
+    )
+
+
+def word(value: object) -> str | None:
     """An enumeration's value; anything a person may have written is none."""
     if (
         isinstance(value, str)
@@ -176,3 +191,22 @@ def _word(value: object) -> str | None:
     ):
         return value
     return None
+
+
+def _paid(event: StripeEvent, invoice: Json, common: Json, *, tells_zero: bool) -> Said:
+    name = str(common["invoice"])
+    paid = amount(invoice, "amount_paid").amount_minor
+    if paid == 0 and not tells_zero:
+        return Said()
+    is_outside = invoice.get("paid_out_of_band") is True  # as versions before 2025-03-31 say it
+    outside = paid if is_outside else min(paid, optional_amount(invoice, "amount_paid_off_stripe"))
+    # The invoice's own moment: two events tell of one payment, each with a `created` of its own.
+    paid_at = at(invoice, "status_transitions", "paid_at")
+    second = paid_at if isinstance(paid_at, int) else event.second
+    mark = Mark(paid, second, outside, without_nothing({**common, "out_of_band": is_outside or None}))
+    return Said([], [entry(event, EntryKind.INVOICE, name, name, invoice, "paid", mark)])
+
+
+def _remaining(invoice: Json) -> object:
+    """What is still to be paid: less than what was due where part of it was paid."""
+    return amount(invoice, "amount_due" if invoice.get("amount_remaining") is None else "amount_remaining")

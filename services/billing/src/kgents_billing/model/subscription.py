@@ -224,7 +224,7 @@ def _started(row: Subscription, seen: Observation, source: str, tenant: str) -> 
     return Fact(
         type=kinds.STARTED,
         key=f"sub.started:{row.id}:{tenant}",
-        formerly=f"sub.started:{row.id}",
+        formerly=(f"sub.started:{row.id}",),
         tenant=tenant,
         second=state.created or state.started or seen.second,
         source=source,

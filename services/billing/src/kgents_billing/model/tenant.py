@@ -35,7 +35,8 @@ class Hints:
         tenants: Valid tenants named in the object, the most telling first.
         customer: By whom a tenant may be known.
         subscription: By which a tenant may be known.
-        references: Charges and payment intents by which a customer may be known.
+        references: Charges and payment intents by which a payment, or a customer, may be known.
+        payment: The invoice or checkout it is about.
         invalid: A tenant was named that cannot be one.
         before: The tenant the object named until this event.
     """
@@ -46,6 +47,7 @@ class Hints:
     references: tuple[str, ...] = ()
     invalid: bool = False
     before: str | None = None
+    payment: str | None = None
 
     @property
     def tenant(self) -> str | None:
@@ -106,6 +108,7 @@ def hints(event: StripeEvent) -> Hints:
         references=tuple(_references(thing, event.object_id if family == "charge" else None)),
         invalid=bool(given) and not valid,
         before=_named_before(event),
+        payment=_payment(event, family),
     )
 
 
@@ -156,6 +159,18 @@ def _named_before(event: StripeEvent) -> str | None:
     return named_tenant({"metadata": changed})
 
 
+def _payment(event: StripeEvent, family: str) -> str | None:
+    """The invoice or checkout an event is about; a checkout that makes an invoice is about that."""
+    assert event.object is not None  # noqa: S101 the caller looked
+    if family == "invoice":
+        return event.object_id
+    if family in ("invoice_payment", "credit_note"):
+        return reference(event.object.get("invoice"))
+    if family == "checkout":
+        return reference(event.object.get("invoice")) or event.object_id
+    return None
+
+
 def family_of(event_type: str) -> str:
     """The kind of object an event type is about."""
     if event_type.startswith("customer.subscription."):
@@ -164,6 +179,8 @@ def family_of(event_type: str) -> str:
         return "checkout"
     if event_type.startswith("charge.dispute."):
         return "dispute"
+    if event_type.startswith("charge.refund."):
+        return "refund"
     if event_type in ("customer.created", "customer.updated", "customer.deleted"):
         return "customer"
     return event_type.partition(".")[0]
@@ -172,6 +189,7 @@ def family_of(event_type: str) -> str:
 def _references(thing: Json, own_id: str | None) -> Iterable[str]:
     """Charges and payment intents an object names: a refund or dispute may know no more than one of them."""
     found = [own_id, reference(thing.get("charge")), reference(thing.get("payment_intent"))]
+    found += [reference(at(thing, "payment", name)) for name in ("payment_intent", "charge")]
     payments = at(thing, "payments", "data")
     for entry in payments if isinstance(payments, list) else []:
         found += [reference(at(entry, "payment", name)) for name in ("payment_intent", "charge")]

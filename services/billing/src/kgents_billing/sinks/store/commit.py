@@ -20,6 +20,7 @@ from kgents_billing.model.ownership import NOW, Kind
 from kgents_billing.model.projection import State
 from kgents_billing.model.subscription import Ownership, Subscription
 from kgents_billing.model.tenant import Hints, Learned, hints
+from kgents_billing.sinks.store.entries import keep_entry, keep_payment, payer
 from kgents_billing.sinks.store.owners import follow, say, words_about
 from kgents_billing.sinks.store.subscriptions import COLUMNS, as_stored
 from kgents_billing.sinks.store.telling import tell
@@ -71,9 +72,9 @@ on conflict (id) do update set
 """
 _QUARANTINE = """
 insert into billing.quarantine (event_id, type, customer, subscription, named, subject, body, epoch, seq,
-    reason)
+    reason, waits_for)
 values (%(id)s, %(type)s, %(customer)s, %(subscription)s, %(named)s, %(subject)s, %(body)s, %(epoch)s,
-    %(seq)s, %(reason)s)
+    %(seq)s, %(reason)s, %(waits_for)s)
 on conflict (event_id) do update set reason = excluded.reason, named = excluded.named
 """
 _DEAD = """
@@ -162,12 +163,14 @@ class Store:
                 words = await words_about(connection, said.subscription, customer)
                 named = [name for name in (said.tenant, said.before) if name is not None]
                 unknown = await unknown_of(connection, named, self._knows)
+                paid_by = await payer(connection, said.payment, said.references)
         return Known(
             subscription=as_stored(row).row if row else None,
             customer_tenant=tenant,
             subscription_words=tuple(word for word in words if word.kind is Kind.SUBSCRIPTION),
             customer_words=tuple(word for word in words if word.kind is Kind.CUSTOMER),
             unknown=unknown,
+            payment_tenant=paid_by,
         )
 
     async def only_open(self, state: State) -> State:
@@ -293,7 +296,13 @@ class Store:
         await connection.execute("delete from billing.quarantine where event_id = %s", [event.id])
         await say(connection, decision.words, event.id)
         await follow(connection, decision.words)
-        return await tell(connection, decision.tenant, decision.facts, origin.traceparent)
+        told = await tell(connection, decision.tenant, decision.facts, origin.traceparent)
+        if decision.tenant is not None:
+            await keep_payment(connection, decision.payment, decision.tenant, decision.payment_names)
+            for entry in decision.entries:
+                owner, facts = await keep_entry(connection, entry, decision.tenant)
+                told += await tell(connection, owner, facts, origin.traceparent)
+        return told
 
     async def _put(self, connection: AsyncConnection, row: Subscription, *, livemode: bool) -> None:
         values = {
@@ -354,6 +363,7 @@ class Store:
                 "epoch": origin.epoch,
                 "seq": origin.seq,
                 "reason": decision.reason,
+                "waits_for": [*hints(event).references, *filter(None, [hints(event).payment])],
             },
         )
 

@@ -12,12 +12,14 @@ from kgents_billing.sinks.store.tenants import note_open
 _FACTS = """
 insert into billing.fact (key, tenant, type, subject, body, traceparent)
 select t.key, t.tenant, t.type, t.subject, t.body, %(traceparent)s
-from unnest(%(keys)s::text[], %(formerly)s::text[], %(tenants)s::text[], %(types)s::text[],
-    %(subjects)s::text[], %(bodies)s::bytea[])
-    with ordinality as t (key, formerly, tenant, type, subject, body, place)
+from unnest(%(keys)s::text[], %(formerly)s::text[], %(of_tenants)s::text[], %(of_times)s::text[],
+    %(tenants)s::text[], %(types)s::text[], %(subjects)s::text[], %(bodies)s::bytea[])
+    with ordinality as t (key, formerly, of_tenant, of_time, tenant, type, subject, body, place)
 where not exists (
     select 1 from billing.fact as told
-    where told.key = t.formerly and told.tenant = t.tenant and told.type = t.type
+    where told.key = any(string_to_array(t.formerly, ' ')) and told.type = t.type
+        and told.tenant = coalesce(t.of_tenant, told.tenant)
+        and (t.of_time is null or convert_from(told.body, 'UTF8')::jsonb ->> 'time' = t.of_time)
 )
 order by t.place
 on conflict (key) do nothing returning key
@@ -38,7 +40,9 @@ async def tell(
         {
             "traceparent": traceparent,
             "keys": [fact.key for fact in facts],
-            "formerly": [fact.formerly for fact in facts],
+            "formerly": [" ".join(fact.formerly) for fact in facts],
+            "of_tenants": [fact.tenant for fact in facts],
+            "of_times": [fact.time if fact.formerly_is_of_its_second else None for fact in facts],
             "tenants": [owner for _, owner in owned],
             "types": [fact.type for fact in facts],
             "subjects": [fact.subject(owner) for fact, owner in owned],

@@ -1,0 +1,118 @@
+"""Entries kept: what moved, whose payment it was, and by which names a payment goes; sums are the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from psycopg import AsyncConnection
+
+from kgents_billing.model.decision import Payment
+from kgents_billing.model.entries import Entry, EntryKind, Mark, merged
+from kgents_billing.model.facts import Fact
+from kgents_billing.model.money_facts import facts_of
+
+COLUMNS = "id, kind, of, currency, seen::text, source, livemode, account, tenant"
+# A state that was heard before is kept as it was.
+_KEEP = """
+insert into billing.entry as e (id, kind, of, tenant, currency, source, livemode, account, seen, state,
+    in_balance, second)
+values (%(id)s, %(kind)s, %(of)s, %(tenant)s, %(currency)s, %(source)s, %(livemode)s, %(account)s, %(seen)s,
+    %(state)s, %(in_balance)s, %(second)s)
+on conflict (kind, id) do update set seen = excluded.seen || e.seen, updated_at = now(),
+    livemode = coalesce(e.livemode, excluded.livemode), account = coalesce(e.account, excluded.account)
+returning e.id, e.kind, e.of, e.currency, e.seen::text, e.source, e.livemode, e.account, e.tenant
+"""
+_SUM = """
+update billing.entry set state = %(state)s, in_balance = %(in_balance)s where kind = %(kind)s and id = %(id)s
+"""
+_PAYMENT = """
+insert into billing.payment as p (id, tenant, customer, is_paid)
+values (%(id)s, %(tenant)s, %(customer)s, %(is_paid)s)
+on conflict (id) do update set tenant = excluded.tenant, is_paid = true
+where excluded.is_paid and not p.is_paid
+"""
+_NAMES = """
+insert into billing.payment_name (id, payment)
+select id, payment from unnest(%(ids)s::text[], %(payments)s::text[]) as t (id, payment) order by id
+on conflict (id) do nothing
+"""
+_PAYER = """
+select tenant from billing.payment where id in (
+    select %(payment)s::text union select payment from billing.payment_name where id = any(%(names)s)
+) order by is_paid desc, id limit 1
+"""
+
+
+async def payer(connection: AsyncConnection, payment: str | None, names: Sequence[str]) -> str | None:
+    """Who paid, by the payment's id or one of its names; None where that is not known."""
+    found = await connection.execute(_PAYER, {"payment": payment, "names": list(names)})
+    row = await found.fetchone()
+    return row[0] if row else None
+
+
+async def keep_payment(
+    connection: AsyncConnection, payment: Payment | None, tenant: str, names: Sequence[tuple[str, str]]
+) -> None:
+    """Note whose a payment is, and its names; what waited for that is tried again now."""
+    if payment is not None:
+        await connection.execute(
+            _PAYMENT,
+            {
+                "id": payment.id,
+                "tenant": tenant,
+                "customer": payment.customer,
+                "is_paid": payment.is_paid,
+            },
+        )
+    if names:
+        await connection.execute(
+            _NAMES, {"ids": [name for name, _ in names], "payments": [of for _, of in names]}
+        )
+    known = {name for pair in names for name in pair} | ({payment.id} if payment else set())
+    if known:
+        await connection.execute(
+            "update billing.quarantine set next_at = now() where waits_for && %s", [sorted(known)]
+        )
+
+
+async def keep_entry(connection: AsyncConnection, entry: Entry, tenant: str) -> tuple[str, list[Fact]]:
+    """Add a state to an entry; whose it is, and every fact that it tells by now."""
+    written = await connection.execute(_KEEP, {**_row(entry), "tenant": tenant})
+    row = await written.fetchone()
+    assert row is not None  # noqa: S101 an upsert returns its row
+    whole = as_entry(row)
+    if whole.seen != entry.seen:
+        await connection.execute(_SUM, _row(whole))
+    return row[8], facts_of(merged(whole, entry))
+
+
+def as_entry(row: Sequence[Any]) -> Entry:
+    """A row of `COLUMNS`."""
+    return Entry(
+        id=row[0],
+        kind=EntryKind(row[1]),
+        of=row[2],
+        currency=row[3],
+        seen=msgspec.json.decode(row[4], type=dict[str, Mark]),
+        source=row[5],
+        livemode=row[6],
+        account=row[7],
+    )
+
+
+def _row(entry: Entry) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "kind": entry.kind.value,
+        "of": entry.of,
+        "currency": entry.currency,
+        "source": entry.source,
+        "livemode": entry.livemode,
+        "account": entry.account,
+        "seen": msgspec.json.encode(entry.seen).decode(),
+        "state": entry.state,
+        "in_balance": entry.in_balance,
+        "second": min(mark.second for mark in entry.seen.values()),
+    }
