@@ -1,0 +1,75 @@
+"""What the ConfigMap carries is a configuration that nats-server takes: both versions, each region."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from kgents_devstack.servers.nats import OLDEST_VERSION, binary, installed_version
+
+from .rendered import OVERLAYS, find, overlay
+
+
+def certificate(directory: Path) -> None:
+    """A certificate that is its own authority, as the leaf nodes' Secret carries it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "nats-leaf")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = made.public_bytes(serialization.Encoding.PEM)
+    for file in ("tls.crt", "ca.crt"):
+        (directory / file).write_bytes(pem)
+    (directory / "tls.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+
+
+@pytest.mark.parametrize("version", [OLDEST_VERSION, installed_version()])
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_nats_takes_the_configuration(name: str, version: str, tmp_path: Path) -> None:
+    """With what its pod tells it; the paths of its volumes are laid elsewhere."""
+    certificate(tmp_path)
+    objects = overlay(name)
+    for file, text in find(objects, "ConfigMap", "nats-config")["data"].items():
+        (tmp_path / file).write_text(text.replace("/etc/nats-leaf/", f"{tmp_path}/"))
+    region = find(objects, "ConfigMap", "nats-region")["data"]
+    told = {"POD_NAME": "nats-0", "NATS_DOMAIN": region["domain"], "NATS_CLUSTER": region["cluster"]}
+
+    answer = subprocess.run(
+        [binary(version), "-t", "-c", str(tmp_path / "nats.conf")],
+        env={**os.environ, **told},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert "is valid" in answer.stderr
+
+
+def test_the_regions_have_domains_and_clusters_of_their_own() -> None:
+    """A mirror names its origin's domain; two clusters of one name would join."""
+    regions = [find(overlay(name), "ConfigMap", "nats-region")["data"] for name in ("production", "dr")]
+
+    assert {region["domain"] for region in regions} == {"primary", "dr"}
+    assert len({region["cluster"] for region in regions}) == 2
