@@ -15,7 +15,7 @@ from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
 from kgents_metering.model.event import Dead, Event, Message
 from kgents_metering.model.measure import Sample
-from kgents_metering.model.rollup import Rollup
+from kgents_metering.model.rollup import Rollup, stream_order
 from kgents_metering.sinks.ledger.meters import EMPTY, LOCK, MeterSet, current
 from kgents_metering.sinks.ledger.rollups import add_rollup
 
@@ -166,13 +166,14 @@ class Ledger:
             if not in_force:
                 continue
             data = event.decoded()
+            order = stream_order(event.message.epoch, event.message.seq)
             for found in in_force:
                 event_from = found.meter.event_from
                 if event_from is not None and event.time < event_from:
                     continue
                 sample = found.measure(data)
                 if isinstance(sample, Sample):
-                    rollup.add(found.id, event.tenant, event.time, n, sample)
+                    rollup.add(found.id, event.tenant, event.time, order, sample)
                 else:
                     invalid.append((n, found.id, sample.code, sample.message))
                     invalid_counts[sample.code] += 1

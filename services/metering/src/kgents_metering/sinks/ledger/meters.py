@@ -25,7 +25,7 @@ from kgents_common.database import transient_errors
 from kgents_common.errors import ConfigurationError
 from kgents_metering.model.measure import Measure, Sample, compile_meter
 from kgents_metering.model.meters import Meter, parse
-from kgents_metering.model.rollup import Rollup
+from kgents_metering.model.rollup import Rollup, stream_order
 from kgents_metering.sinks.ledger.rollups import add_rollup
 
 LOCK = "select pg_advisory_xact_lock_shared(hashtextextended('kgents.metering.meters', 0))"
@@ -187,19 +187,19 @@ async def backfill(pool: AsyncConnectionPool[AsyncConnection], chunk: int = BACK
             measure = compile_meter(meter)
             events = await (
                 await connection.execute(
-                    "select n, tenant, time, data from metering.event"
+                    "select n, tenant, time, data, epoch, seq from metering.event"
                     " where n > %s and n <= %s and type = %s order by n limit %s",
                     [after, to, meter.event_type, chunk],
                 )
             ).fetchall()
             rollup = Rollup()
             invalid: list[tuple[int, int, str, str]] = []
-            for n, tenant, moment, data in events:
+            for n, tenant, moment, data, epoch, seq in events:
                 if meter.event_from is not None and moment < meter.event_from:
                     continue
                 found = measure(_DATA.decode(data))
                 if isinstance(found, Sample):
-                    rollup.add(meter_id, tenant, moment, n, found)
+                    rollup.add(meter_id, tenant, moment, stream_order(epoch, seq), found)
                 else:
                     invalid.append((n, meter_id, found.code, found.message))
             await add_rollup(connection, rollup, invalid)

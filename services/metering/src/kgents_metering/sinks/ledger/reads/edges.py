@@ -11,14 +11,14 @@ from psycopg import AsyncConnection
 
 from kgents_metering.model.measure import Sample
 from kgents_metering.model.query import QueryError
-from kgents_metering.model.rollup import Rollup
+from kgents_metering.model.rollup import Rollup, stream_order
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads.rows import ReadLimits
 
 CHUNK = 1000
 
 _EVENTS = """
-select n, time, data from metering.event
+select time, data, epoch, seq from metering.event
 where tenant = %s and type = %s and time >= %s and time < %s
 """
 _DATA = msgspec.json.Decoder(float_hook=Decimal)
@@ -49,8 +49,8 @@ async def measure_edges(
                         " let them be whole minutes",
                         422,
                     )
-                for n, time, data in rows:
+                for time, data, epoch, seq in rows:
                     sample = meter.measure(_DATA.decode(data))
                     if isinstance(sample, Sample):
-                        rollup.add(meter.id, tenant, time, n, sample)
+                        rollup.add(meter.id, tenant, time, stream_order(epoch, seq), sample)
     return rollup
