@@ -17,6 +17,7 @@ from kgents_api.handlers import stripe_webhooks
 from kgents_api.handlers.instrument import Instrument
 from kgents_api.handlers.stripe_webhooks import PATH, StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
+from kgents_api.model.tenant_limits import FairShare
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
 from kgents_common.clock import SystemClock
 from kgents_common.publisher import Ack
@@ -57,6 +58,7 @@ class Door:
         webhooks = StripeWebhooks(
             WebhookSecrets(f"main:{SECRET},old:{OTHER}", None, clock),
             stream,
+            share=FairShare(2**26),
             metrics=WebhookMetrics(registry),
             clock=clock,
             mode=None,

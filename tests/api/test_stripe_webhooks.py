@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import nats
 import pytest
 from stripe import WebhookSignature
 
+from kgents_api.handlers.stripe_webhooks import MAX_CONCURRENCY
 from kgents_common import keyring
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
@@ -289,3 +292,21 @@ def test_it_refuses_to_start_with_secrets_that_are_none(tmp_path: Path, secrets:
     )
     assert ended.returncode == 2
     assert "sk_live_wrong" not in ended.stderr
+
+
+@pytest.mark.parametrize("is_plausible", [False, True], ids=["unsigned", "falsely-signed"])
+def test_slow_strangers_do_not_close_the_door(door: WebhookDoor, is_plausible: bool) -> None:
+    """Rule: what headers can refuse is refused by headers; what they cannot holds its bytes and no place."""
+    claim = f"stripe-signature: t={int(time.time())},v1={'a' * 64}\r\n" if is_plausible else ""
+    head = f"POST /webhooks/stripe HTTP/1.1\r\nhost: a\r\n{claim}content-length: 100\r\n\r\n{{"
+    with contextlib.ExitStack() as stack:
+        slow = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", door.service.port), 30))
+            for _ in range(MAX_CONCURRENCY + 10)
+        ]
+        for one in slow:
+            one.sendall(head.encode())
+        if not is_plausible:
+            # At once, though the rest of the body never comes.
+            assert {one.recv(12).split()[1] for one in slow} <= {b"400", b"429"}
+        assert door.post(body_of()).status_code == 200

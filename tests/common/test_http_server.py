@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from kgents_common.application import application
 from kgents_common.errors import ConfigurationError
-from kgents_common.http_server import MAX_HEAD_BYTES, HttpServer, LastHandler
+from kgents_common.http_server import MAX_HEAD_BYTES, HttpServer, LastHandler, Limits
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS, reached
 
 REQUEST = b"GET /one HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -34,10 +34,15 @@ class App:
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     began: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     disconnects: int = 0
+    answers_first: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.began.release()
         path = scope["path"].encode()
+        if self.answers_first:
+            await self._start(send, path)
+            await send({"type": "http.response.body", "body": path})
+            return
         if path == b"/fails":
             raise RuntimeError("a flaw")
         if path == b"/fails-after":
@@ -85,11 +90,15 @@ class Running:
 
 
 @asynccontextmanager
-async def running(*, request_seconds: float = 60, answers: bool = True) -> AsyncIterator[Running]:
+async def running(
+    *, request_seconds: float = 60, answers: bool = True, limits: Limits | None = None
+) -> AsyncIterator[Running]:
     app = App()
     if answers:
         app.may_answer.set()
-    server = HttpServer(app, stalled_seconds=30, request_seconds=request_seconds, drain_seconds=5)
+    server = HttpServer(
+        app, stalled_seconds=30, request_seconds=request_seconds, drain_seconds=5, limits=limits
+    )
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     serving = asyncio.create_task(server.serve_at("127.0.0.1", port))

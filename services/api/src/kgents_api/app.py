@@ -19,7 +19,7 @@ from kgents_api.handlers.live_client import LiveMetrics
 from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.saas import HeartbeatFollower, Saas
 from kgents_api.handlers.sessions import SessionDoor
-from kgents_api.handlers.stripe_webhooks import StripeWebhooks, WebhookMetrics
+from kgents_api.handlers.stripe_webhooks import HELD_WEBHOOK_BYTES, StripeWebhooks, WebhookMetrics
 from kgents_api.metrics import Metrics
 from kgents_api.model.rate_limit import Quota, RateLimiter
 from kgents_api.model.saas import Heartbeats
@@ -220,7 +220,12 @@ def _webhooks(
         return None
     secrets = WebhookSecrets(inline.get_secret_value() if inline else None, path, clock)
     return StripeWebhooks(
-        secrets, publisher, metrics=WebhookMetrics(registry), clock=clock, mode=settings.stripe_mode
+        secrets,
+        publisher,
+        share=FairShare(HELD_WEBHOOK_BYTES),
+        metrics=WebhookMetrics(registry),
+        clock=clock,
+        mode=settings.stripe_mode,
     )
 
 

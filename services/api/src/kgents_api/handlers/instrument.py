@@ -74,19 +74,29 @@ class Instrument:
                 has_begun = True
             await send(message)
 
-        counted = route not in self._unlimited
-        self._running += counted
+        counted = False
+
+        async def receiving() -> Message:
+            # A request counts once it is whole: one that comes slowly costs its bytes, and no place.
+            nonlocal counted
+            message = await receive()
+            if not counted and message["type"] == "http.request" and not message.get("more_body", False):
+                if self._running >= self._max_concurrency:
+                    raise Refused(
+                        503, "too many requests at once", reason="too_busy", headers={"retry-after": "1"}
+                    )
+                counted = True
+                self._running += 1
+            return message
+
+        limited = receive if route in self._unlimited or route.startswith("/health") else receiving
         try:
-            if counted and self._running > self._max_concurrency and not route.startswith("/health"):
-                raise Refused(
-                    503, "too many requests at once", reason="too_busy", headers={"retry-after": "1"}
-                )
             if self._tracer is not None:
                 span = self._tracer.start_span(
                     f"{scope['method']} {route}", context=_carried(scope), kind=SpanKind.SERVER
                 )
                 attached = context.attach(trace.set_span_in_context(span))
-            await app(scope, receive, watching)
+            await app(scope, limited, watching)
         except Refused as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
             await refusal.response(scope, receive, watching)

@@ -20,9 +20,10 @@ from starlette.types import Receive, Scope, Send
 
 from kgents_api.handlers.events import trace_headers
 from kgents_api.handlers.refusal import Refused, described
-from kgents_api.handlers.request import address_of, headers_of, read_body
+from kgents_api.handlers.request import address_of, expected_size, headers_of, read_body
 from kgents_api.model.failures import FailureCounts
-from kgents_api.model.stripe_signature import SignatureError, verify
+from kgents_api.model.stripe_signature import SignatureError, check_header, verify
+from kgents_api.model.tenant_limits import FairShare
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
 from kgents_common import stripe_events
 from kgents_common.clock import Clock
@@ -33,6 +34,8 @@ from kgents_common.stripe_events import NotStripeEventError, StripeEnvelope
 PATH = "/webhooks/stripe"
 RETRY_AFTER_SECONDS = 30
 MAX_CONCURRENCY = 256
+# Of bodies that are being read or stored, of all addresses.
+HELD_WEBHOOK_BYTES = 64 * 1024 * 1024
 FAILURES_A_MINUTE = 100
 
 _RECEIVED = b'{"received":true}'
@@ -88,6 +91,7 @@ class StripeWebhooks:
         secrets: WebhookSecrets,
         publisher: Publisher,
         *,
+        share: FairShare,
         metrics: WebhookMetrics,
         clock: Clock,
         mode: Literal["live", "test"] | None,
@@ -95,6 +99,7 @@ class StripeWebhooks:
     ) -> None:
         self._secrets = secrets
         self._publisher = publisher
+        self._share = share
         self._metrics = metrics
         self._clock = clock
         self._mode = mode
@@ -103,17 +108,40 @@ class StripeWebhooks:
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._running >= MAX_CONCURRENCY:
+        headers = headers_of(scope)
+        self._look(scope, headers)
+        address, size = address_of(scope), expected_size(headers, stripe_events.MAX_BODY_BYTES)
+        if not self._share.enter(address, size):
             raise self._refusal(503, "too many webhooks at once", "too_busy")
-        self._running += 1
         try:
-            headers = headers_of(scope)
             body = await read_body(receive, headers, stripe_events.MAX_BODY_BYTES)
             event = self._verified(scope, headers, body)
-            answer = await self._store(event, body, headers)
+            # A place is for who proved to be Stripe: until then a request holds no more than its bytes.
+            if self._running >= MAX_CONCURRENCY:
+                raise self._refusal(503, "too many webhooks at once", "too_busy")
+            self._running += 1
+            try:
+                answer = await self._store(event, body, headers)
+            finally:
+                self._running -= 1
         finally:
-            self._running -= 1
+            self._share.leave(address, size)
         await answer(scope, receive, send)
+
+    def _look(self, scope: Scope, headers: dict[str, str]) -> None:
+        """Refuse what the headers alone show not to be Stripe's.
+
+        Raises:
+            Refused: As `_verified`.
+        """
+        try:
+            check_header(
+                headers.get("stripe-signature", ""),
+                now_seconds=self._clock.now().timestamp(),
+                tolerance=self._tolerance,
+            )
+        except SignatureError as error:
+            raise self._unverified(scope, error.reason) from None
 
     def _verified(self, scope: Scope, headers: dict[str, str], body: bytes) -> StripeEnvelope:
         """The event, being Stripe's.

@@ -66,12 +66,26 @@ def verify(
                 found = index
     if found < 0:
         raise SignatureError("mismatch")
+    _check_age(signed_at, now_seconds, tolerance)
+    return found
+
+
+def check_header(header: str, *, now_seconds: float, tolerance: timedelta = TOLERANCE) -> None:
+    """What can be said before the body is there.
+
+    Raises:
+        SignatureError: No body could make this header Stripe's, or its time is not now.
+    """
+    signed_at, _ = _parse(header)
+    _check_age(signed_at, now_seconds, tolerance)
+
+
+def _check_age(signed_at: bytes, now_seconds: float, tolerance: timedelta) -> None:
     age = now_seconds - int(signed_at)
     if age > tolerance.total_seconds():
         raise SignatureError("too_old")
     if -age > tolerance.total_seconds():
         raise SignatureError("too_new")
-    return found
 
 
 def _parse(header: str) -> tuple[bytes, list[bytes]]:
