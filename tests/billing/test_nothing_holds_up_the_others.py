@@ -131,6 +131,10 @@ async def test_a_subscription_that_cannot_be_fetched_holds_up_no_other(
             )
 
         class Stripe:
+            def of(self, account: str | None) -> Stripe:
+                del account
+                return self
+
             async def subscription(self, name: str) -> Fetched:
                 if name == bad.name:
                     raise failure
@@ -154,6 +158,10 @@ class Listing:
         self.subscriptions = {thing["id"]: thing for thing in subscriptions}
         self.whole = dict(self.subscriptions)
         self.customers: dict[str, dict[str, str]] = {}
+
+    def of(self, account: str | None) -> Listing:
+        del account
+        return self
 
     async def pages(self, path: str, params: Any) -> AsyncIterator[Page]:
         if path == "/v1/events":

@@ -34,6 +34,11 @@ class KnownStripe:
         self.events: dict[str, bytes] = {}
         self.objects: dict[str, tuple[Mapping[str, Any], int]] = {}
         self.asked: list[str] = []
+        self.accounts: list[str | None] = []
+
+    def of(self, account: str | None) -> KnownStripe:
+        self.accounts.append(account)
+        return self
 
     async def subscription(self, subscription_id: str) -> Fetched:
         self.asked.append(subscription_id)

@@ -27,7 +27,7 @@ def test_each_fact_is_counted_and_delivered_once(make_system: Callable[..., Syst
     deliver(system, [one.body for one in life.told] * 2)
     settle(system, len(life.told))
     wanted = sorted(
-        f"billing.{msgspec.json.decode(body)['type']}" for _, body in reference(life.told).facts.values()
+        f"billing.test.{msgspec.json.decode(body)['type']}" for _, body in reference(life.told).facts.values()
     )
     assert len(wanted) == 3
     wait_for(lambda: types(system) == wanted, state=lambda: types(system))

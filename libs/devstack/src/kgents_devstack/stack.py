@@ -200,6 +200,7 @@ class Stack:
                 filter(None, (self.webhook_secret, self.options.webhook_secrets))
             ),
             "KGENTS_MESSAGE_ID_SECRET": self.message_id_secret,
+            "KGENTS_STRIPE_MODE": os.environ.get("KGENTS_STRIPE_MODE", "test"),
         }
 
     def __enter__(self) -> Self:

@@ -15,7 +15,6 @@ from kgents_billing.handlers.reconcile import Poll, Survey
 from kgents_billing.handlers.rounds import Quarantine, Refetch, leadership, mirror
 from kgents_billing.handlers.stream import Worker
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.decision import Options
 from kgents_billing.settings import BillingSettings
 from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Letters, Outbox, Store, Subscriptions
@@ -85,7 +84,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     watchdog = Watchdog(connection, streams.BILLING, clock)
     stripe = make_stripe(settings, clock, metrics)
     store, letters = Store(pool, crash_points, keyring.has_tenant), Letters(pool)
-    processor = Processor(store, stripe, options=make_options(settings), metrics=metrics)
+    processor = Processor(store, stripe, options=settings.options(), metrics=metrics)
     teller = Teller(Outbox(pool, crash_points), bus, metrics)
     leases = _leases(settings)
 
@@ -120,7 +119,11 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     app = application(
         [
             *health.routes(document, registry),
-            *reads.routes(reads.Reads(Subscriptions(pool), keyring, clock, grace)),
+            *reads.routes(
+                reads.Reads(
+                    Subscriptions(pool), keyring, clock, grace, livemode=settings.stripe_mode == "live"
+                )
+            ),
         ],
         reads.EXCEPTION_HANDLERS,
     )
@@ -175,13 +178,6 @@ def make_stripe(settings: BillingSettings, clock: Clock, metrics: Metrics) -> St
     )
 
 
-def make_options(settings: BillingSettings) -> Options:
-    """What operators may choose."""
-    return Options(
-        refunds_from_charges=settings.refunds_from_charges, tells_zero_payments=settings.tells_zero_payments
-    )
-
-
 def _leases(settings: BillingSettings) -> Leases:
     if settings.redis_url is None:
         return NoLeases()
@@ -201,7 +197,16 @@ def _stripe_rounds(
 ) -> list[Round]:
     cursors, subscriptions = Cursors(pool), Subscriptions(pool)
     poll = Poll(stripe, bus, cursors, first_days=settings.poll_first_days, metrics=metrics, clock=clock)
-    survey = Survey(stripe, store, subscriptions, poll, metrics, tenants, is_caught_up=bus.is_caught_up)
+    survey = Survey(
+        stripe,
+        store,
+        subscriptions,
+        poll,
+        metrics,
+        tenants,
+        accounts=tuple(settings.accounts),
+        is_caught_up=bus.is_caught_up,
+    )
     refetch = Refetch(stripe, store, subscriptions)
 
     async def poll_once() -> bool:

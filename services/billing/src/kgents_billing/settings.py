@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
+from kgents_billing.model.decision import Options
+from kgents_common import subjects
 from kgents_common.settings import ServiceSettings
 
 
@@ -16,6 +20,16 @@ class BillingSettings(ServiceSettings):
     database_url: str = Field(validation_alias="DATABASE_URL")
     keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
     redis_url: str | None = Field(None, validation_alias="REDIS_URL")
+    stripe_mode: Literal["live", "test"] = Field(
+        validation_alias="KGENTS_STRIPE_MODE",
+        description="Whether this system is about real money: events of the other mode are left",
+    )
+    stripe_accounts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        validation_alias="KGENTS_STRIPE_ACCOUNTS",
+        description="Connected accounts whose events count, `acct_1` (its metadata says whose) or"
+        " `acct_1=tenant` (all of it is that tenant's); of any other account nothing is believed",
+    )
     stripe_api_key: SecretStr | None = Field(
         None,
         validation_alias="STRIPE_API_KEY",
@@ -51,3 +65,35 @@ class BillingSettings(ServiceSettings):
     refunds_from_charges: bool = Field(False, validation_alias="KGENTS_BILLING_REFUNDS_FROM_CHARGES")
     tells_zero_payments: bool = Field(False, validation_alias="KGENTS_BILLING_ZERO_PAYMENTS")
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")
+
+    @property
+    def accounts(self) -> dict[str, str | None]:
+        """Connected accounts whose events count, each with the tenant all of it is of."""
+        pairs = (one.partition("=") for one in self.stripe_accounts)
+        return {account: tenant or None for account, _, tenant in pairs}
+
+    def options(self) -> Options:
+        """What decisions depend on."""
+        return Options(
+            refunds_from_charges=self.refunds_from_charges,
+            tells_zero_payments=self.tells_zero_payments,
+            livemode=self.stripe_mode == "live",
+            accounts=self.accounts,
+        )
+
+    @field_validator("stripe_accounts", mode="before")
+    @classmethod
+    def _split_accounts(cls, value: object) -> object:
+        return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for one in self.stripe_accounts:
+            account, _, tenant = one.partition("=")
+            if not account.startswith("acct_") or not (subjects.is_tenant(tenant) or one == account):
+                raise ValueError("KGENTS_STRIPE_ACCOUNTS is a list of acct_… or acct_…=tenant")
+        key = "" if self.stripe_api_key is None else self.stripe_api_key.get_secret_value()
+        other = "test" if self.stripe_mode == "live" else "live"
+        if key[2:].startswith(f"_{other}_"):
+            raise ValueError(f"STRIPE_API_KEY is of {other} mode, KGENTS_STRIPE_MODE is {self.stripe_mode}")
+        return self

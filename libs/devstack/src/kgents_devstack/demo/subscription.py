@@ -56,7 +56,7 @@ def _wait(stack: Stack) -> None:
 
 def _counted(stack: Stack) -> list[str]:
     types = _column(stack, "select type from metering.event where type like 'billing.%'")
-    return [name.removeprefix("billing.") for name in types]
+    return [name.removeprefix("billing.test.") for name in types]
 
 
 def _column(stack: Stack, query: str) -> list[str]:

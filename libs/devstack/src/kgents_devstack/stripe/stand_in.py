@@ -39,6 +39,7 @@ class StripeStandIn:
         refuses_key: Answer 401 to everything.
         rate_limited: So many of the next requests get 429.
         requests: What was asked, by path.
+        accounts: For which connected account each was asked; None for the own one.
     """
 
     def __init__(self, *, key: str = "rk_test_loopback_only", chaos: Chaos | None = None) -> None:
@@ -49,6 +50,7 @@ class StripeStandIn:
         self.refuses_key = False
         self.rate_limited = 0
         self.requests: list[str] = []
+        self.accounts: list[str | None] = []
         self._delivered = 0
         self._port = free_port()
         self._server: uvicorn.Server | None = None
@@ -128,6 +130,7 @@ class StripeStandIn:
 
     def _refusal(self, request: Request) -> Response | None:
         self.requests.append(request.url.path)
+        self.accounts.append(request.headers.get("stripe-account"))
         if self.is_down:
             return _error(500, "api_error", None, "down")
         if self.refuses_key or request.headers.get("authorization") != f"Bearer {self.key}":

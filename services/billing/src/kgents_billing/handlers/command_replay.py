@@ -173,6 +173,7 @@ async def _reconcile(arguments: argparse.Namespace, tools: Tools) -> int:
             tools.metrics,
             tools.tenants,
             is_caught_up=bus.is_caught_up,
+            accounts=tuple(tools.settings.accounts),
         )
         found = await survey.run()
         print(f"{found.healed} subscriptions were otherwise and are mended")

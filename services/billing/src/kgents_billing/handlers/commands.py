@@ -14,7 +14,6 @@ from kgents_billing.handlers.command_tools import Tools
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.replay import replay_letter
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.decision import Options
 from kgents_billing.settings import BillingSettings
 from kgents_billing.sinks.store import Letters, Store
 from kgents_billing.sinks.stripe_api import StripeApi
@@ -61,7 +60,7 @@ async def _with_tools(parsed: argparse.Namespace, settings: BillingSettings) -> 
                 per_second=settings.stripe_per_second,
             )
             stack.push_async_callback(stripe.close)
-        options = Options(settings.refunds_from_charges, settings.tells_zero_payments)
+        options = settings.options()
         knows = Keyring(settings.keyring_file).has_tenant
         processor = Processor(Store(pool, CrashPoints(None), knows), stripe, options=options, metrics=metrics)
         command: Command = parsed.command

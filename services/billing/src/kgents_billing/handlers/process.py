@@ -58,6 +58,9 @@ class CommitsDecisions(Protocol):
 class AsksStripe(Protocol):
     """Stripe's API, as this handler needs it."""
 
+    def of(self, account: str | None) -> AsksStripe:
+        """The same for a connected account."""
+
     async def subscription(self, subscription_id: str) -> Fetched:
         """A subscription's state now."""
 
@@ -88,7 +91,6 @@ class Processor:
         self._store = store
         self._stripe = stripe
         self._options = options
-        self._payers = Payers(store, stripe)
         self._metrics = metrics
 
     async def process(
@@ -139,7 +141,8 @@ class Processor:
     async def _whole(self, event: StripeEvent) -> tuple[StripeEvent, bool]:
         """The event with its object, and whether that is the object as it is now."""
         kind = handling(event.type)
-        if not event.is_thin or kind in _WITHOUT_OBJECT:
+        is_left = not self._options.takes(event.livemode, event.account)
+        if not event.is_thin or kind in _WITHOUT_OBJECT or is_left:
             return event, False
         if self._stripe is None:
             raise NeedsKeyError(
@@ -147,15 +150,16 @@ class Processor:
             )
         if event.twin is not None:
             try:
-                twin = events.read(await self._stripe.event(event.twin))
+                twin = events.read(await self._stripe.of(event.account).event(event.twin))
             except MissingObjectError:
                 _log.info("process.twin_is_gone", event_id=event.id)
             else:
-                return replace(twin, twin=event.id), False
+                # A twin read with the account's own header does not say the account.
+                return replace(twin, twin=event.id, account=event.account), False
         path = _PATHS.get((event.related_type or "").removeprefix("billing."))
         if path is None or event.related_id is None:
             raise PermanentError("a thin event about nothing we know how to ask for")
-        answer = await self._stripe.get(path + event.related_id)
+        answer = await self._stripe.of(event.account).get(path + event.related_id)
         return replace(event, object=answer.data, second=max(event.second, answer.second)), True
 
     async def _decide(
@@ -173,12 +177,13 @@ class Processor:
 
         decision = decided()
         if decision.outcome is Outcome.QUARANTINED and decision.named is None and self._stripe is not None:
-            looked_up = await self._payers.tenant(hints(event), event)
+            looked_up = await Payers(self._store, self._stripe.of(event.account)).tenant(hints(event), event)
             if looked_up is not None:
                 decision = decided(looked_up)
         if decision.wants_subscription is not None and self._stripe is not None:
             try:
-                fetched = await self._stripe.subscription(decision.wants_subscription)
+                asked = self._stripe.of(event.account)
+                fetched = await asked.subscription(decision.wants_subscription)
             except KgentsError as error:
                 # The row says that it needs a look; that is done once Stripe answers.
                 _log.info("process.not_fetched", event_id=event.id, error=str(error))

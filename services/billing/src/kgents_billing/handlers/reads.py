@@ -44,28 +44,40 @@ class Reads:
     """
 
     def __init__(
-        self, subscriptions: ReadsSubscriptions, keyring: FindsKeys, clock: Clock, grace: timedelta | None
+        self,
+        subscriptions: ReadsSubscriptions,
+        keyring: FindsKeys,
+        clock: Clock,
+        grace: timedelta | None,
+        *,
+        livemode: bool,
     ) -> None:
         self._subscriptions = subscriptions
         self._keyring = keyring
         self._clock = clock
         self._grace = grace
+        self._livemode = livemode
 
     async def subscription(self, request: Request) -> Response:
         """The tenant's best subscription (best access, then newest), and the others after it."""
         tenant = self._tenant(request)
-        rows = [stored.row for stored in await self._subscriptions.of_tenant(tenant)]
+        rows = await self._rows(tenant)
         if not rows:
             raise HTTPException(404, "this tenant has no subscription")
         found = best_first(rows, self._grace, self._clock.now())
         first, *others = [{"access": access.value, **_shown(row)} for access, row in found]
-        return _json({"tenant": tenant, **first, "others": others})
+        return _json({"tenant": tenant, "livemode": self._livemode, **first, "others": others})
 
     async def entitlements(self, request: Request) -> Response:
         """What the tenant may use now; `none` where it never subscribed."""
         tenant = self._tenant(request)
-        rows = [stored.row for stored in await self._subscriptions.of_tenant(tenant)]
-        return _json(entitlements(tenant, rows, self._grace, self._clock.now()))
+        found = entitlements(tenant, await self._rows(tenant), self._grace, self._clock.now())
+        return _json({**msgspec.structs.asdict(found), "livemode": self._livemode})
+
+    async def _rows(self, tenant: str) -> list[Subscription]:
+        """The tenant's subscriptions of this system's mode: a test gives access to nothing real."""
+        found = await self._subscriptions.of_tenant(tenant)
+        return [stored.row for stored in found if stored.livemode is self._livemode]
 
     def _tenant(self, request: Request) -> str:
         record = self._keyring.find(presented(request.headers))

@@ -150,7 +150,9 @@ class Survey:
         tenants: Tenants,
         *,
         is_caught_up: Callable[[], Awaitable[bool]],
+        accounts: tuple[str, ...] = (),
     ) -> None:
+        self._accounts = accounts
         self._stripe = stripe
         self._store = store
         self._subscriptions = subscriptions
@@ -165,20 +167,21 @@ class Survey:
         Raises:
             TransientError: Stripe or Postgres does not answer; what was healed stays.
         """
-        suspects: dict[str, str] = {}
-        async for page in self._stripe.pages("/v1/subscriptions", {"status": "all"}):
-            for raw in page.items:
-                thing = msgspec.json.decode(raw)
-                if await self._differs(thing):
-                    suspects[thing["id"]] = _cut_digest(thing)
+        suspects: dict[str, tuple[str, str | None]] = {}
+        for account in (None, *self._accounts):
+            async for page in self._stripe.of(account).pages("/v1/subscriptions", {"status": "all"}):
+                for raw in page.items:
+                    thing = msgspec.json.decode(raw)
+                    if await self._differs(thing):
+                        suspects[thing["id"]] = (_cut_digest(thing), account)
         found = Surveyed()
         if not suspects:
             return found
         if await self._poll.run() or not await self._is_caught_up():
             raise TransientError("survey: events wait; look again once they are handled")
-        for name, first_look in suspects.items():
+        for name, (first_look, account) in suspects.items():
             try:
-                found.healed += await self._heal(name, first_look, found)
+                found.healed += await self._heal(name, first_look, account, found)
             except PermanentError as error:  # gone since, or unreadable: the others all the same
                 found.unreadable[name] = str(error)
                 _log.error("survey.not_healed", subscription=name, error=str(error))
@@ -195,8 +198,9 @@ class Survey:
             return True  # cut: only the whole object can be compared
         return stored is None or not is_same(stored.row.state, state, tenant=stored.row.tenant)
 
-    async def _heal(self, name: str, first_look: str, found: Surveyed) -> bool:
-        answer = await self._stripe.whole_subscription(name)
+    async def _heal(self, name: str, first_look: str, account: str | None, found: Surveyed) -> bool:
+        stripe = self._stripe.of(account)
+        answer = await stripe.whole_subscription(name)
         if first_look not in (_cut_digest(answer.data), "") or not await self._differs(answer.data):
             return False  # it changes right now: its events tell, or the next survey does
         stored = await self._subscriptions.get(name)
@@ -205,7 +209,9 @@ class Survey:
         state = await self._store.only_open(seen)
         owned = await self._store.ownership(name, row, state)
         if owned is None and seen.tenant is None and seen.customer is not None:
-            owned = await self._store.ownership(name, row, state, await self._customers(seen.customer))
+            owned = await self._store.ownership(
+                name, row, state, await self._customers(stripe, seen.customer)
+            )
         if owned is None:
             found.unmapped[name] = f"unknown_tenant {seen.tenant}" if seen.tenant else "unmapped_tenant"
             _log.warning("survey.unmapped", subscription=name, named=seen.tenant)
@@ -224,13 +230,15 @@ class Survey:
         self._metrics.drift.inc()
         _log.warning("survey.healed", subscription=name)
         livemode = answer.data.get("livemode") is True
-        await self._store.observe(made.row, stamped(made.facts, livemode, None), livemode=livemode)
+        await self._store.observe(
+            made.row, stamped(made.facts, livemode, account), livemode=livemode, account=account
+        )
         return True
 
-    async def _customers(self, customer: str) -> str | None:
+    async def _customers(self, stripe: StripeApi, customer: str) -> str | None:
         """Whose Stripe's customer object says its customer is, where that is an open tenant."""
         try:
-            named = (await self._stripe.customer_metadata(customer)).get(KEY)
+            named = (await stripe.customer_metadata(customer)).get(KEY)
         except PermanentError:
             return None
         is_open = isinstance(named, str) and subjects.is_tenant(named) and await self._tenants.is_open(named)

@@ -28,6 +28,7 @@ from kgents_common.errors import PermanentError, TransientError
 
 REFETCH_BATCH = 20
 QUARANTINE_BATCH = 50
+NOT_FOUND_WAIT = timedelta(hours=1)
 # A payment that nobody tells of by then is one of an endpoint that does not send it: its customer says whose
 # what goes back is.
 PAYMENT_PATIENCE = timedelta(minutes=10)
@@ -86,10 +87,11 @@ class Refetch:
     async def _one(self, stored: Stored) -> None:
         row = stored.row
         try:
-            seen = await self._stripe.subscription(row.id)
+            seen = await self._stripe.of(stored.account).subscription(row.id)
         except MissingObjectError:
-            _log.error("refetch.gone", subscription=row.id)
-            await self._give_up(stored)
+            # Another account's, another key's, or gone: what is known of it stays unsure.
+            _log.error("refetch.not_found", subscription=row.id, account=stored.account)
+            await self._store.not_found(row.id, NOT_FOUND_WAIT)
             return
         state = await self._store.only_open(seen.state)
         owned = await self._store.ownership(row.id, row, state) or Ownership(row.tenant, row.tenant)
@@ -98,18 +100,10 @@ class Refetch:
         )
         try:
             new = msgspec.structs.replace(made.row, needs_refetch=False)
-            facts = stamped(made.facts, stored.livemode, None)
-            await self._store.observe(new, facts, livemode=stored.livemode)
+            facts = stamped(made.facts, stored.livemode, stored.account)
+            await self._store.observe(new, facts, livemode=stored.livemode, account=stored.account)
         except OvertakenError:
             return  # an event came meanwhile; if it did not tell, the next round asks again
-
-    async def _give_up(self, stored: Stored) -> None:
-        """Stripe has no such subscription: what is known of it is all there is."""
-        row = msgspec.structs.replace(stored.row, needs_refetch=False)
-        try:
-            await self._store.observe(row, (), livemode=stored.livemode)
-        except OvertakenError:
-            return
 
 
 class Quarantine:

@@ -6,6 +6,7 @@ answer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -57,10 +58,19 @@ class Options:
     Attributes:
         refunds_from_charges: Tell of refunds by `charge.refunded`, for endpoints without `refund.*`.
         tells_zero_payments: Also tell of paid invoices over nothing.
+        livemode: Only events of this mode count; of both where None.
+        accounts: Connected accounts whose events count, each with the tenant all of it is of, if one.
     """
 
     refunds_from_charges: bool = False
     tells_zero_payments: bool = False
+    livemode: bool | None = None
+    accounts: Mapping[str, str | None] = field(default_factory=dict)
+
+    def takes(self, livemode: bool, account: str | None) -> bool:
+        """Whether events of this mode and account count."""
+        is_ours = account is None or account in self.accounts
+        return is_ours and self.livemode in (None, livemode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +195,9 @@ def _decide(
     is_current: bool,
     is_patient: bool,
 ) -> Decision:
+    if not options.takes(event.livemode, event.account):
+        is_foreign = options.takes(event.livemode, None)
+        return Decision(Outcome.IGNORED, notes=("foreign_account" if is_foreign else "wrong_mode",))
     kind = handling(event.type)
     if kind is Handling.IGNORED:
         return Decision(Outcome.IGNORED)
@@ -195,7 +208,7 @@ def _decide(
     said = hints(event)
     if event.object_id is None:
         return Decision(Outcome.IGNORED)
-    assigned = known.assigned(event.second)
+    assigned = options.accounts.get(event.account or "") or known.assigned(event.second)
     if assigned is None and said.tenant in known.unknown:
         return Decision(Outcome.QUARANTINED, reason="unknown_tenant", named=said.tenant)
     if kind is Handling.CHARGE_REFUNDED and not options.refunds_from_charges:
@@ -204,7 +217,8 @@ def _decide(
         return _customer(event, known, assigned)
     if kind in _OF_A_PAYMENT:
         # Who paid, whoever the customer's things are now; unless the object itself says whose it is.
-        tenant = said.tenant or known.payment_tenant or assigned or looked_up
+        own = options.accounts.get(event.account or "")
+        tenant = own or said.tenant or known.payment_tenant or assigned or looked_up
         if tenant is None and not is_patient:
             tenant = known.owner(event.second)
     else:
@@ -215,7 +229,7 @@ def _decide(
         Outcome.APPLIED, tenant, learned=tenants.learned(event, tenant), words=tuple(words(event))
     )
     if kind is Handling.SUBSCRIPTION:
-        return _subscription(event, known, decided, said, is_current=is_current)
+        return _subscription(event, known, decided, said, options, is_current=is_current)
     money = _money(event, kind, options)
     return replace(
         decided,
@@ -250,14 +264,14 @@ def settle(decision: Decision, fetched: Fetched, event: StripeEvent) -> Decision
 
 
 def _subscription(
-    event: StripeEvent, known: Known, decided: Decision, said: Hints, *, is_current: bool
+    event: StripeEvent, known: Known, decided: Decision, said: Hints, options: Options, *, is_current: bool
 ) -> Decision:
     assert event.object is not None  # noqa: S101 decided on events with an object only
     assert event.object_id is not None  # noqa: S101 likewise
     assert decided.tenant is not None  # noqa: S101 likewise
     row, after = known.subscription, project(event.object)
     sure = replace(known, subscription_words=(*known.subscription_words, *decided.words))
-    assigned = known.assigned(NOW)
+    assigned = options.accounts.get(event.account or "") or known.assigned(NOW)
     owned = Ownership(
         then=decided.tenant,
         now=sure.owner(NOW) or decided.tenant,

@@ -7,6 +7,7 @@ answer's JSON is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -98,10 +99,19 @@ class StripeApi:
             base_addresses={"api": base_url} if base_url else None,
         )
         self._clock = clock
+        self._account: str | None = None
         self._limiter = Limiter(Rate(per_second, Duration.SECOND))
         self.breaker = breaker or CircuitBreaker(
             "stripe", threshold=5, window=10, is_failure=lambda error: isinstance(error, TransientError)
         )
+
+    def of(self, account: str | None) -> StripeApi:
+        """The same for a connected account: every request names it."""
+        if account == self._account:
+            return self
+        bound = copy.copy(self)
+        bound._account = account
+        return bound
 
     async def subscription(self, subscription_id: str) -> Fetched:
         """A subscription's state now.
@@ -160,7 +170,8 @@ class StripeApi:
 
     async def _get(self, path: str, params: Mapping[str, Any]) -> Answer:
         try:
-            response = await self._client.raw_request_async("get", path, **params)
+            named = {} if self._account is None else {"stripe_account": self._account}
+            response = await self._client.raw_request_async("get", path, **params, **named)
         except stripe.StripeError as error:
             raise _meaning(error, path) from None  # its own text may hold the request
         date = response.headers.get("Date") or response.headers.get("date")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 from psycopg import AsyncConnection
@@ -43,17 +43,17 @@ select id, %(type)s, %(outcome)s from unnest(%(ids)s::text[]) as id order by id
 on conflict (event_id) do nothing returning event_id
 """
 _INSERT = """
-insert into billing.subscription (id, tenant, customer, livemode, status, state, recent, has_started,
+insert into billing.subscription (id, tenant, customer, livemode, account, status, state, recent, has_started,
     observed_via, needs_refetch, last_access, last_event, version)
-values (%(id)s, %(tenant)s, %(customer)s, %(livemode)s, %(status)s, %(state)s, %(recent)s, %(has_started)s,
-    %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s, 1)
+values (%(id)s, %(tenant)s, %(customer)s, %(livemode)s, %(account)s, %(status)s, %(state)s, %(recent)s,
+    %(has_started)s, %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s, 1)
 on conflict (id) do nothing
 """
 _UPDATE = """
 update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, status = %(status)s,
     state = %(state)s, recent = %(recent)s, has_started = %(has_started)s, observed_via = %(observed_via)s,
     needs_refetch = %(needs_refetch)s, last_access = %(last_access)s, last_event = %(last_event)s,
-    version = version + 1, updated_at = now()
+    version = version + 1, updated_at = now(), not_found = false
 where id = %(id)s and version = %(version)s
 """
 # Which word stands does not depend on the order in which words arrive.
@@ -229,7 +229,13 @@ class Store:
         return Committed(decision.outcome, facts)
 
     async def observe(
-        self, row: Subscription, facts: Sequence[Fact], *, livemode: bool, traceparent: str | None = None
+        self,
+        row: Subscription,
+        facts: Sequence[Fact],
+        *,
+        livemode: bool,
+        account: str | None = None,
+        traceparent: str | None = None,
     ) -> int:
         """Commit what looking at a subscription itself led to; how many facts are new.
 
@@ -239,8 +245,22 @@ class Store:
         """
         with transient_errors():
             async with self._pool.connection() as connection, connection.transaction():
-                await self._put(connection, row, livemode=livemode)
+                await self._put(connection, row, livemode=livemode, account=account)
                 return await tell(connection, row.tenant, facts, traceparent)
+
+    async def not_found(self, subscription_id: str, again_after: timedelta) -> None:
+        """Stripe has no such subscription, as far as it lets us see: its state stays unknown.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(
+                    "update billing.subscription set not_found = true, refetch_after = now() + %s"
+                    " where id = %s",
+                    [again_after, subscription_id],
+                )
 
     async def put_off(self, subscription_id: str) -> None:
         """Let the others that wait for a look at Stripe go first.
@@ -280,7 +300,7 @@ class Store:
         self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin
     ) -> int:
         if decision.row is not None:
-            await self._put(connection, decision.row, livemode=event.livemode)
+            await self._put(connection, decision.row, livemode=event.livemode, account=event.account)
         if decision.learned is not None:
             await self._learn(connection, decision.learned, event.second)
         if decision.flag_customer is not None:
@@ -304,12 +324,15 @@ class Store:
                 told += await tell(connection, owner, facts, origin.traceparent)
         return told
 
-    async def _put(self, connection: AsyncConnection, row: Subscription, *, livemode: bool) -> None:
+    async def _put(
+        self, connection: AsyncConnection, row: Subscription, *, livemode: bool, account: str | None
+    ) -> None:
         values = {
             "id": row.id,
             "tenant": row.tenant,
             "customer": row.state.customer,
             "livemode": livemode,
+            "account": account,
             "status": row.state.status,
             "state": msgspec.json.encode(row.state).decode(),
             "recent": msgspec.json.encode(row.window).decode(),

@@ -19,7 +19,7 @@ from kgents_common.database import transient_errors
 
 COLUMNS = (
     "id, tenant, livemode, state::text, recent::text, has_started, observed_via, needs_refetch, last_access,"
-    " last_event, version, updated_at"
+    " last_event, version, updated_at, account, not_found"
 )
 
 
@@ -30,6 +30,8 @@ class Stored:
     row: Subscription
     livemode: bool
     updated_at: datetime
+    account: str | None = None
+    not_found: bool = False
 
 
 class Subscriptions:
@@ -61,7 +63,9 @@ class Subscriptions:
         Raises:
             TransientError: Postgres is away.
         """
-        return await self._select("where needs_refetch order by updated_at limit %s", [limit])
+        return await self._select(
+            "where needs_refetch and refetch_after <= now() order by updated_at limit %s", [limit]
+        )
 
     async def count_to_refetch(self) -> int:
         """How many of those there are."""
@@ -98,4 +102,6 @@ def as_stored(row: Sequence[Any]) -> Stored:
         ),
         livemode=row[2],
         updated_at=row[11],
+        account=row[12],
+        not_found=row[13],
     )
