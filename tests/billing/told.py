@@ -82,7 +82,7 @@ class ToldBilling:
 
     def origin(self, body: bytes) -> Origin:
         """The next message of the stream."""
-        return Origin("events.stripe.test.t.evt", body, EPOCH, next(self._seq))
+        return Origin("events.stripe.test.t.evt", {}, body, EPOCH, next(self._seq), EPOCH, "EVENTS")
 
     async def take(self, body: bytes, *, again: bool = False) -> Committed:
         """One delivery."""

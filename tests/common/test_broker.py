@@ -9,8 +9,9 @@ import pytest
 from nats.aio.msg import Msg
 
 from kgents_common import delivery, streams
-from kgents_common.broker import Broker, Watchdog
+from kgents_common.broker import Broker
 from kgents_common.connection import Connection
+from kgents_common.watchdog import Watchdog
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 

@@ -11,10 +11,11 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from kgents_common import delivery, streams
-from kgents_common.broker import Broker, Watchdog
+from kgents_common.broker import Broker
 from kgents_common.connection import Connection, Message
 from kgents_common.publisher import stored_ids
 from kgents_common.pull import Forward
+from kgents_common.watchdog import Watchdog
 from kgents_devstack.raw_nats import UNREADABLE_HEADERS, UNREADABLE_SUBJECTS, RawPublisher
 from kgents_devstack.servers import NatsServer
 

@@ -36,7 +36,8 @@ def message(
     headers: dict[str, str] | None = None,
 ) -> Message:
     """A stored message."""
-    return Message(subject, headers or {}, payload, epoch, seq, NOON + timedelta(milliseconds=seq))
+    at = NOON + timedelta(milliseconds=seq)
+    return Message(subject, headers or {}, payload, epoch, seq, at, "AGENTESE")
 
 
 def event(seq: int, event_id: str = "e1", **changes: object) -> Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,6 +13,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_common.crash import CrashPoints
+from kgents_metering.model.event import Event
 from kgents_metering.model.meters import parse
 from kgents_metering.sinks.ledger.apply import Ledger, as_multirange
 from kgents_metering.sinks.ledger.gaps import gaps
@@ -219,3 +221,26 @@ def test_an_event_that_a_restore_stored_again_keeps_its_time(said: str, received
     """Rule: coming back changes nothing, also where the stream's time stands in for the producer's."""
     found = classify(message(1, body(time=None), headers={"Kgents-Original-Time": said}))
     assert getattr(found, "time", None) == received
+
+
+async def test_a_sequence_used_before_is_another_message(ledger: Ledger, pool: Pool) -> None:
+    """Rule: what a stream made anew holds at a sequence used before ends as what it is, not as a redelivery,
+    although its creation may not have been noticed yet (the epoch is the old one)."""
+
+    def anew(seq: int, **changes: object) -> Event:
+        before = event(seq, **changes)
+        later = before.message.stored_at + timedelta(hours=1)
+        return replace(before, message=replace(before.message, stored_at=later))
+
+    different = {"tokens": 11, "model": "m1"}
+    await ledger.apply([event(1), event(2), event(3, data=different)], [])
+    outcome = await ledger.apply([anew(1), anew(2), anew(3, data=different)], [])
+    assert (outcome.counts["duplicate"], outcome.counts["conflict"], outcome.counts["redelivered"]) == (
+        2,
+        1,
+        0,
+    )
+    again = await ledger.apply([anew(2), anew(3, data=different)], [])
+    assert again.counts["accepted"] == 0
+    assert await select(pool, "select count(*) from metering.duplicate") == [(3,)]
+    assert await select(pool, "select count(*) from metering.conflict") == [(2,)]

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -29,13 +30,10 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
-from kgents_common import streams
-from kgents_common.clock import Clock, SystemClock
-from kgents_common.connection import EXIT_CLOSED_FOR_GOOD, Client, Connection, connect_options
-from kgents_common.errors import KgentsError
+from kgents_common.connection import EXIT_CLOSED_FOR_GOOD, Client, connect_options
 from kgents_common.pull import End, Pull
 from kgents_common.settings import ServiceSettings
-from kgents_common.streams import ConsumerSpec, JetStreamApiError
+from kgents_common.streams import ConsumerSpec
 
 BatchHandler = Callable[[list[Msg]], Awaitable[None]]
 
@@ -46,7 +44,6 @@ LINGER = timedelta(seconds=2)
 PAUSE_SECONDS = 0.2
 # What one batch may hold; never less than two of the largest messages a server takes.
 BATCH_BYTES = 16 * 1024 * 1024
-WATCH_SECONDS = 1.0
 
 _log = structlog.get_logger()
 
@@ -66,7 +63,6 @@ class Broker:
         on_closed: Callable[[], None] = lambda: os._exit(EXIT_CLOSED_FOR_GOOD),
     ) -> None:
         self._stopping = False
-        self._subscribers: list[Any] = []
 
         async def closed() -> None:
             if not self._stopping:
@@ -83,7 +79,9 @@ class Broker:
             logger=logging.getLogger("faststream.broker"),
         )
 
-    def subscribe(self, consumer: ConsumerSpec, handler: BatchHandler, *, batch_size: int = 500) -> None:
+    def subscribe(
+        self, consumer: ConsumerSpec, handler: BatchHandler, *, batch_size: int = 500
+    ) -> Subscription:
         """Bind a handler to a durable consumer; before `start`.
 
         The handler gets up to `batch_size` raw messages, in stream order, one batch at a time, and owns how
@@ -100,11 +98,14 @@ class Broker:
             title=consumer.name,
         )
 
+        made = Subscription(subscriber)
+
         async def handle(message: NatsMessage) -> None:
-            await handler(message.raw_message)  # type: ignore[arg-type]  # a batch's raw message is the list
+            with made.holding():
+                await handler(message.raw_message)  # type: ignore[arg-type]  # a batch's raw message is the list
 
         subscriber(handle)
-        self._subscribers.append(subscriber)
+        return made
 
     async def start(self) -> None:
         """Connect and consume.
@@ -121,6 +122,48 @@ class Broker:
             await self._faststream.stop()
         except (NatsError, OSError) as error:  # a server that is away cannot be told goodbye
             _log.info("broker.stopped_alone", error=type(error).__name__)
+
+
+class Subscription:
+    """One consumer's pulling in this process: whether it goes on, and how it is begun anew."""
+
+    def __init__(self, subscriber: Any) -> None:
+        self._subscriber = subscriber
+        self._held = 0
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long ago JetStream last answered, with messages or with none; 0 while a batch is in hand."""
+        fetching: _Fetching | None = self._subscriber.subscription
+        return fetching.quiet_seconds if fetching is not None and not self._held else 0.0
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """While the body runs, a batch is in the handler's hands."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            if self._subscriber.subscription is not None:
+                self._subscriber.subscription.note_turn()
+
+    async def restart(self) -> None:
+        """Pull anew, through another inbox; where FastStream's loop is gone, that is begun anew, too.
+
+        A batch that the handler has in hand is left to it.
+
+        Raises:
+            nats.errors.Error, OSError: The server does not answer.
+        """
+        if self._held or not self._subscriber.running:
+            return
+        fetching: _Fetching | None = self._subscriber.subscription
+        if fetching is not None and any(not task.done() for task in self._subscriber.tasks):
+            await fetching.renew()
+            return
+        await self._subscriber.stop()
+        await self._subscriber.start()
 
 
 class _Frame(NatsBroker):
@@ -163,9 +206,9 @@ class _Context(JetStreamContext):
         assert durable is not None  # noqa: S101 `Broker.subscribe` names both
         assert stream is not None  # noqa: S101
         await self.consumer_info(stream, durable)
-        pull = Pull(self._client, stream, durable)
-        await pull.start()
-        return _Fetching(pull, self._client)
+        fetching = _Fetching(self._client, stream, durable)
+        await fetching.renew()
+        return fetching
 
 
 class _Fetching:
@@ -176,10 +219,29 @@ class _Fetching:
     collected for a moment.
     """
 
-    def __init__(self, pull: Pull, client: Client) -> None:
-        self._pull = pull
+    def __init__(self, client: Client, stream: str, consumer: str) -> None:
         self._client = client
+        self._make = functools.partial(Pull, client, stream, consumer)
+        self._pull = self._make()
         self._is_over = False
+        self._now = asyncio.get_running_loop().time
+        self._turned_at = self._now()
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long ago JetStream last answered."""
+        return self._now() - self._turned_at
+
+    def note_turn(self) -> None:
+        """It answered, or there was no need to ask."""
+        self._turned_at = self._now()
+
+    async def renew(self) -> None:
+        """Pull through a new inbox."""
+        old, self._pull = self._pull, self._make()
+        await _give_back([message for message, _ in old.take()])
+        await old.stop()
+        await self._pull.start()
 
     async def fetch(self, batch: int = 1, timeout: float | None = None) -> list[Msg]:  # noqa: ARG002 see LINGER
         """The next messages, in order.
@@ -197,6 +259,8 @@ class _Fetching:
                 await asyncio.sleep(COLLECT_SECONDS)
                 await self._request(found, batch - len(found), None)
             is_answered = self._pull.end is not End.LOST
+            if is_answered or found:
+                self.note_turn()
         except (NatsError, OSError) as error:
             _log.debug("broker.not_pulling", error=type(error).__name__)
         if self._is_over:  # FastStream drops what comes now; let another have it at once
@@ -229,119 +293,3 @@ async def _give_back(messages: list[Msg]) -> None:
 async def _undecoded(message: Any) -> Any:
     """Leave every payload as bytes: one undecodable message must not take its batch with it."""
     return message.raw_message
-
-
-class Watchdog:
-    """Puts back a durable consumer that was deleted, where it stood, and knows whether it is alive.
-
-    Acknowledgements above the floor are not in the floor: such messages come again, and keys make that
-    harmless.
-    """
-
-    def __init__(self, connection: Connection, consumer: ConsumerSpec, clock: Clock | None = None) -> None:
-        self._connection = connection
-        self._consumer = consumer
-        self._clock = clock or SystemClock()
-        self._seen_at: float | None = None
-        self._first_seen = asyncio.Event()
-        self._floor = 0
-        self._epoch = ""
-        self._created = ""
-        self._pending = 0
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def pending(self) -> int:
-        """Messages not yet delivered or not yet acknowledged, as last seen."""
-        return self._pending
-
-    @property
-    def floor(self) -> int:
-        """Up to which sequence of the stream everything was acknowledged, as last seen."""
-        return self._floor
-
-    @property
-    def epoch(self) -> str:
-        """When the stream was created, as the server says it (RFC 3339); empty before the first look.
-
-        Sequences start again when a stream is made anew: they mean something only within an epoch.
-        """
-        return self._epoch
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the consumer was seen in the last ten seconds."""
-        return self._seen_at is not None and self._clock.monotonic() - self._seen_at < 10 * WATCH_SECONDS
-
-    async def start(self) -> None:
-        """Begin to watch."""
-        self._task = asyncio.create_task(self._watch(), name=f"watchdog.{self._consumer.name}")
-
-    async def stop(self) -> None:
-        """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def wait(self, timeout: timedelta | None = None) -> None:
-        """Until the consumer was seen for the first time.
-
-        Raises:
-            TimeoutError: Not within `timeout`.
-        """
-        async with asyncio.timeout(timeout.total_seconds() if timeout else None):
-            await self._first_seen.wait()
-
-    async def look(self) -> None:
-        """One look; restores the consumer where its stream is there and it is not.
-
-        Raises:
-            KgentsError: JetStream does not answer, or the stream is missing.
-        """
-        client = self._connection.client
-        spec = self._consumer
-        try:
-            info = await streams.request(client, f"CONSUMER.INFO.{spec.stream}.{spec.name}")
-        except JetStreamApiError as error:
-            if error.code != 404:
-                raise
-            stream = await streams.request(client, f"STREAM.INFO.{spec.stream}")
-            # A stream that was made anew counts from 1 again: an old floor would skip its first messages.
-            is_same = stream["created"] == self._epoch
-            start = self._floor + 1 if is_same else 1
-            await streams.recreate_consumer(client, spec, start_sequence=start)
-            _log.warning("watchdog.consumer_recreated", consumer=spec.name, start_sequence=start)
-            return
-        if info["created"] != self._created or not self._epoch:
-            self._epoch = (await streams.request(client, f"STREAM.INFO.{spec.stream}"))["created"]
-            self._created = info["created"]
-        self._floor = info["ack_floor"]["stream_seq"]
-        self._pending = info["num_pending"] + info["num_ack_pending"]
-        self._seen_at = self._clock.monotonic()
-        self._first_seen.set()
-
-    async def _watch(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except KgentsError as error:
-                _log.warning("watchdog.cannot_look", consumer=self._consumer.name, error=str(error))
-            await asyncio.sleep(WATCH_SECONDS)
-
-
-class Ready:
-    """Waits, as a part, until NATS is there and the consumers are seen: nothing can be consumed before."""
-
-    def __init__(self, connection: Connection, *watchdogs: Watchdog) -> None:
-        self._connection = connection
-        self._watchdogs = watchdogs
-
-    async def start(self) -> None:
-        """Wait."""
-        await self._connection.wait()
-        for watchdog in self._watchdogs:
-            await watchdog.wait()
-
-    async def stop(self) -> None:
-        """Nothing to end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 from psycopg import AsyncConnection
@@ -12,7 +12,7 @@ from kgents_billing.handlers import reads
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.publish import Teller
 from kgents_billing.handlers.reconcile import Poll, Survey
-from kgents_billing.handlers.rounds import Quarantine, Refetch, leadership, mirror
+from kgents_billing.handlers.rounds import Quarantine, Refetch, leadership
 from kgents_billing.handlers.stream import Worker
 from kgents_billing.metrics import Metrics
 from kgents_billing.settings import BillingSettings
@@ -24,20 +24,21 @@ from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import database, health, service, streams, subjects
 from kgents_common.application import application
-from kgents_common.broker import Broker, Ready, Watchdog
+from kgents_common.broker import Broker
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
+from kgents_common.dead_letters import Mirror
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
 from kgents_common.resilience import CircuitBreaker
-from kgents_common.rfc3339 import moment
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
+from kgents_common.watchdog import Ready, StallMetrics, Watchdog
 
 SCHEMA_PACKAGE = "kgents_billing.schema"
 LEASE_PREFIX = "idem:stripe:"
@@ -81,21 +82,19 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     publisher = Publisher(connection)
     bus = Bus(connection, publisher)
     fill = StreamFill(connection, registry, clock)
-    watchdog = Watchdog(connection, streams.BILLING, clock)
+    watchdog = Watchdog(connection, streams.BILLING, clock, metrics=StallMetrics(registry))
     stripe = make_stripe(settings, clock, metrics)
     store, letters = Store(pool, crash_points, keyring.has_tenant), Letters(pool)
+    mirror = Mirror(letters, publisher, "billing", crash_points=crash_points)
     processor = Processor(store, stripe, options=settings.options(), metrics=metrics)
     teller = Teller(Outbox(pool, crash_points), bus, metrics)
     leases = _leases(settings)
-
-    def epoch() -> datetime:
-        return moment(watchdog.epoch)
 
     worker = Worker(
         processor,
         store,
         leases,
-        epoch=epoch,
+        epoch_of=watchdog.epoch_of,
         ack_wait=streams.BILLING.ack_wait,
         metrics=metrics,
         tracer=tracing.tracer,
@@ -104,11 +103,11 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
         on_committed=teller.wake,
     )
     broker = Broker(settings, name="kgent-billing-consumer")
-    broker.subscribe(streams.BILLING, worker.handle, batch_size=64)
+    watchdog.watch(broker.subscribe(streams.BILLING, worker.handle, batch_size=64))
 
     document = Health("billing", settings.instance)
-    document.needed["consumer"] = lambda: up(watchdog.is_alive, f"{watchdog.pending} pending")
-    document.needed["nats"] = lambda: up(connection.is_connected)
+    document.needed["consumer"] = watchdog.check
+    document.needed["nats"] = lambda: up(connection.is_reading)
     postgres = {"is_up": True}
     document.needed["postgres"] = lambda: up(postgres["is_up"])
     document.useful["streams"] = fill.check
@@ -130,7 +129,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     rounds = [
         Round("quarantine", Quarantine(letters, processor, clock).run),
         # Dead letters are in Postgres: their copies on the bus leave room for what is nowhere else.
-        Round("mirror", fill.leaving_room(subjects.EVENTS, lambda: mirror(letters, bus, crash_points))),
+        Round("mirror", fill.leaving_room(subjects.EVENTS, mirror.run)),
         Round("fill", fill.look, EVERY_SECONDS),
         Round("watch", _watch(pool, letters, watchdog, metrics, postgres)),
         Round("forget", _forget(Cursors(pool)), every_seconds=3600),

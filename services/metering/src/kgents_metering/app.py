@@ -11,23 +11,23 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_common import database, health, service, streams, subjects
 from kgents_common.application import application
-from kgents_common.broker import Broker, Ready, Watchdog
+from kgents_common.broker import Broker
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
+from kgents_common.dead_letters import DeadLetter, DeadLetters, Mirror
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.keyring import Keyring
 from kgents_common.publisher import Publisher
-from kgents_common.rfc3339 import moment
 from kgents_common.settings import process_id
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
+from kgents_common.watchdog import Ready, StallMetrics, Watchdog
 from kgents_metering.app_reads import ReadPool, read_side, run_reads
 from kgents_metering.handlers import reads
 from kgents_metering.handlers.deliver import Deliverer
-from kgents_metering.handlers.mirror import mirror_round
 from kgents_metering.handlers.restored import RestoreGuard
 from kgents_metering.handlers.stream import Applier
 from kgents_metering.metrics import Metrics
@@ -37,7 +37,6 @@ from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger import meters as ledger_meters
 from kgents_metering.sinks.ledger import schema
 from kgents_metering.sinks.ledger.apply import Ledger
-from kgents_metering.sinks.ledger.dead_letters import DeadLetters
 from kgents_metering.sinks.ledger.gaps import gaps
 from kgents_metering.sinks.ledger.outbox import Outbox
 from kgents_metering.sinks.meters_file import load_meters
@@ -92,9 +91,12 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     pool = database.make_pool(settings.database_url, application="kgent-metering")
     connection = Connection(settings, name="kgent-metering")
     publisher = Publisher(connection)
-    watchdog = Watchdog(connection, streams.METERING, clock)
-    facts_watchdog = Watchdog(connection, streams.METERING_BILLING_FACTS, clock)
-    letters = DeadLetters(pool)
+    stalls = StallMetrics(registry)
+    watchdog = Watchdog(connection, streams.METERING, clock, metrics=stalls)
+    facts_watchdog = Watchdog(connection, streams.METERING_BILLING_FACTS, clock, metrics=stalls)
+    mirror = Mirror(
+        DeadLetters(pool, schema.NAME, DeadLetter), publisher, "metering", note_open=metrics.dead_letters.set
+    )
     guard = RestoreGuard(pool, connection, metrics)
     fill = StreamFill(connection, registry, clock)
 
@@ -107,7 +109,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     def applier_of(ledger: Ledger, watched: Watchdog, classify: Classify) -> Applier:
         return Applier(
             ledger,
-            epoch=lambda: moment(watched.epoch),
+            epoch_of=watched.epoch_of,
             ack_wait=streams.METERING.ack_wait,
             metrics=metrics,
             tracer=tracing.tracer,
@@ -126,15 +128,13 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     facts_ledger = ledger_of(streams.METERING_BILLING_FACTS.stream, facts_floor)
     facts = applier_of(facts_ledger, facts_watchdog, classify_fact)
     broker = Broker(settings, name="kgent-metering-consumer")
-    broker.subscribe(streams.METERING, applier.handle, batch_size=settings.apply_batch)
-    broker.subscribe(streams.METERING_BILLING_FACTS, facts.handle)
+    watchdog.watch(broker.subscribe(streams.METERING, applier.handle, batch_size=settings.apply_batch))
+    facts_watchdog.watch(broker.subscribe(streams.METERING_BILLING_FACTS, facts.handle))
 
     document = Health("metering", settings.instance)
-    document.needed["consumer"] = lambda: up(watchdog.is_alive, f"{watchdog.pending} pending")
-    document.needed["billing_facts"] = lambda: up(
-        facts_watchdog.is_alive, f"{facts_watchdog.pending} pending"
-    )
-    document.needed["nats"] = lambda: up(connection.is_connected)
+    document.needed["consumer"] = watchdog.check
+    document.needed["billing_facts"] = facts_watchdog.check
+    document.needed["nats"] = lambda: up(connection.is_reading)
     document.useful["openmeter"] = lambda: circuit(deliverer.breaker if deliverer else None)
     document.useful["ledger"] = guard.check
     document.useful["streams"] = fill.check
@@ -155,7 +155,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         Round("backfill", _backfill_round(pool)),
         Round("restored", guard.look, GUARD_SECONDS),
         # Dead letters are in the ledger: their copies on the bus leave room for what is nowhere else.
-        Round("mirror", fill.leaving_room(subjects.EVENTS, mirror_round(letters, publisher, metrics))),
+        Round("mirror", fill.leaving_room(subjects.EVENTS, mirror.run)),
         Round("fill", fill.look, EVERY_SECONDS),
         Round("watch", _watch_round(pool, watchdog, metrics, pending)),
     )

@@ -4,8 +4,8 @@ nats-py's own `fetch` tells a status from a message by a header named `Status`, 
 such a message is swallowed and never acknowledged.
 """
 
-from kgents_common.pull.delivered import Delivered, delivered
+from kgents_common.pull.delivered import Delivered, delivered, stored
 from kgents_common.pull.forward import Forward, Lost
 from kgents_common.pull.requests import End, Pull
 
-__all__ = ["Delivered", "End", "Forward", "Lost", "Pull", "delivered"]
+__all__ = ["Delivered", "End", "Forward", "Lost", "Pull", "delivered", "stored"]

@@ -8,13 +8,18 @@ the stream and perhaps a token after pending.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from typing import TypeVar
 
 from nats.aio.msg import Msg
 
+from kgents_common.connection.client import Message
+from kgents_common.stored_message import StoredMessage
+
 _SHORT = 9
 _LONG = 11
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_M = TypeVar("_M", bound=StoredMessage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,8 @@ class Delivered:
 
     @property
     def stored_at(self) -> datetime:
-        """The time, to the microsecond below."""
-        return _EPOCH + timedelta(microseconds=self.time // 1000)
+        """The time to the microsecond, rounded as nats-py does: what was stored by it is found by it."""
+        return datetime.fromtimestamp(self.time / 1_000_000_000.0, UTC)
 
 
 def delivered(message: Msg) -> Delivered | None:
@@ -59,3 +64,22 @@ def delivered(message: Msg) -> Delivered | None:
         return None
     tries, sequence, consumer_sequence, time, pending = map(int, numbers)
     return Delivered(stream, consumer, tries, sequence, consumer_sequence, time, pending)
+
+
+def stored(message: Msg, place: Delivered, epoch: datetime, kind: type[_M]) -> _M:
+    """A delivered message as a value of this kind.
+
+    Args:
+        epoch: When its stream was created, as far as known.
+    """
+    return kind(
+        subject=message.subject,
+        headers=dict(message.headers or {}),
+        body=message.data,
+        epoch=epoch,
+        seq=place.sequence,
+        stored_at=place.stored_at,
+        stream=place.stream,
+        raw_subject=message.raw_subject if isinstance(message, Message) else b"",
+        raw_headers=message.raw_headers if isinstance(message, Message) else b"",
+    )

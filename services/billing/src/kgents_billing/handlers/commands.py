@@ -7,7 +7,6 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from kgents_billing.handlers import command_owners, command_replay
 from kgents_billing.handlers.command_tools import Tools
@@ -20,11 +19,10 @@ from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import database
 from kgents_common.clock import SystemClock
 from kgents_common.crash import CrashPoints
+from kgents_common.dead_letters import add_dead_commands, discard_letter, list_letters, print_letter
 from kgents_common.errors import KgentsError, PermanentError
 from kgents_common.keyring import Keyring
 from kgents_common.telemetry import configure_logs, new_registry
-
-SHOWN_BODY_BYTES = 4096
 
 Command = Callable[[argparse.Namespace, Tools], Awaitable[int]]
 
@@ -73,24 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kgents-billing", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    dead = commands.add_parser("dead", help="dead letters").add_subparsers(required=True, metavar="what")
-    listing = dead.add_parser("list", help="one line each")
-    listing.add_argument("--state", choices=("open", "replayed", "discarded", "all"), default="open")
-    listing.add_argument("--code", help="only this reason, e.g. unmapped_tenant")
-    listing.add_argument("--after", type=int, default=0, metavar="ID")
-    listing.add_argument("--limit", type=int, default=100)
-    listing.set_defaults(command=_dead_list)
-    show = dead.add_parser("show", help="one, whole (it may hold personal data)")
-    show.add_argument("id", type=int)
-    show.set_defaults(command=_dead_show)
-    again = dead.add_parser("replay", help="handle it again, as it was or mended")
-    again.add_argument("id", type=int)
-    again.add_argument("--body", type=Path, metavar="FILE", help="the mended event")
-    again.set_defaults(command=_dead_replay)
-    discard = dead.add_parser("discard", help="settle it without handling it")
-    discard.add_argument("id", type=int)
-    discard.add_argument("--reason", required=True)
-    discard.set_defaults(command=_dead_discard)
+    add_dead_commands(
+        commands,
+        list_=lambda arguments, tools: list_letters(tools.letters, arguments),
+        show=_dead_show,
+        replay=_dead_replay,
+        discard=lambda arguments, tools: discard_letter(tools.letters, arguments),
+    )
 
     waiting = commands.add_parser("quarantine", help="events whose tenant is not known (yet)")
     waiting.add_argument("--limit", type=int, default=100)
@@ -103,32 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _dead_list(arguments: argparse.Namespace, tools: Tools) -> int:
-    state = None if arguments.state == "all" else arguments.state
-    letters = await tools.letters.find(
-        state=state, code=arguments.code, after=arguments.after, limit=arguments.limit
-    )
-    for letter in letters:
-        print(
-            f"{letter.id:>8}  {letter.state:9}  {letter.code:18}  {letter.event_id or '-':30}"
-            f"  {letter.at:%Y-%m-%d %H:%M:%S}  {letter.type}  {letter.detail[:80]}"
-        )
-    if not letters:
-        print("none")
-    return 0
-
-
 async def _dead_show(arguments: argparse.Namespace, tools: Tools) -> int:
-    letter = await tools.letters.get(arguments.id)
-    for name in ("id", "state", "code", "detail", "event_id", "type", "subject", "epoch", "seq", "at"):
-        print(f"{name:10} {getattr(letter, name)}")
-    for name in ("settled_at", "reason"):
-        if getattr(letter, name) is not None:
-            print(f"{name:10} {getattr(letter, name)}")
-    body = bytes(letter.body)
-    print(f"body       {len(body)} bytes")
-    print(body[:SHOWN_BODY_BYTES].decode(errors="backslashreplace"))
-    return 0
+    return print_letter(await tools.letters.get(arguments.id), "event_id", "type")
 
 
 async def _dead_replay(arguments: argparse.Namespace, tools: Tools) -> int:
@@ -138,12 +101,6 @@ async def _dead_replay(arguments: argparse.Namespace, tools: Tools) -> int:
     body = arguments.body.read_bytes() if arguments.body else bytes(letter.body)
     committed = await replay_letter(tools.processor, tools.letters, letter, body)
     print(f"{letter.event_id or letter.id}: {committed.outcome.value}, {committed.facts} new facts")
-    return 0
-
-
-async def _dead_discard(arguments: argparse.Namespace, tools: Tools) -> int:
-    await tools.letters.settle(arguments.id, state="discarded", reason=arguments.reason)
-    print(f"dead letter {arguments.id} is discarded")
     return 0
 
 

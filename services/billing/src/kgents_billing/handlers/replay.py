@@ -8,27 +8,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import Error as JetStreamError
 
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.event import MalformedEventError
 from kgents_billing.model.tenant import Hints, Owner, hints
-from kgents_billing.sinks.store import Committed, DeadLetter, Letters, Origin
+from kgents_billing.sinks.store import Committed, DeadLetter, Letters, Origin, origin_of
 from kgents_common import streams, subjects
 from kgents_common.connection import Connection
 from kgents_common.errors import PermanentError, TransientError
+from kgents_common.pull import Forward, stored
 from kgents_common.rfc3339 import moment
+from kgents_common.stored_message import StoredMessage
+from kgents_common.streams import JetStreamApiError
 
 BATCH = 100
-FETCH_SECONDS = 5.0
 # Between two fetches a batch is handled, and each of its events may ask Stripe.
-FORGOTTEN_AFTER_SECONDS = 600.0
+FORGOTTEN_AFTER = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,35 +123,30 @@ async def stored_events(connection: Connection, wanted: Wanted) -> AsyncIterator
         TransientError: JetStream does not answer.
     """
     try:
-        info = await streams.request(connection.client, f"STREAM.INFO.{subjects.EVENTS}")
-        subscription = await connection.jetstream().pull_subscribe(
-            "events.stripe.>",
-            stream=subjects.EVENTS,
-            config=ConsumerConfig(
-                deliver_policy=DeliverPolicy.BY_START_TIME if wanted.since else DeliverPolicy.ALL,
-                opt_start_time=wanted.since,
-                ack_policy=AckPolicy.NONE,
-                inactive_threshold=FORGOTTEN_AFTER_SECONDS,
-                mem_storage=True,
-                num_replicas=1,
-            ),
-        )
+        client = connection.client
+        info = await streams.request(client, f"STREAM.INFO.{subjects.EVENTS}")
         epoch, last = moment(info["created"]), info["state"]["last_seq"]
+        forward = await Forward.opened(
+            client,
+            subjects.EVENTS,
+            start=wanted.since or 1,
+            filter_subject="events.stripe.>",
+            description="Billing handles events again",
+            inactive=FORGOTTEN_AFTER,
+        )
         try:
-            left = (await subscription.consumer_info()).num_pending or 0
-            while left > 0:
-                messages = await subscription.fetch(min(left, BATCH), timeout=FETCH_SECONDS)
-                for message in messages:
-                    metadata = message.metadata
-                    seq, tokens = metadata.sequence.stream, message.subject.split(".")
-                    if seq <= last and wanted.fits(tokens[-1], tokens[-2], metadata.timestamp):
-                        origin = Origin(message.subject, message.data, epoch, seq)
+            seq = 0
+            while seq < last and not forward.is_at_end:
+                for message, place in await forward.batch(limit=BATCH, wait=None):
+                    seq, tokens = place.sequence, message.subject.split(".")
+                    if seq <= last and wanted.fits(tokens[-1], tokens[-2], place.stored_at):
+                        origin = origin_of(stored(message, place, epoch, StoredMessage))
                         yield Chosen(origin, f"seq {seq:<10} {message.subject}")
-                # Messages may come and go while they are read: the last one knows what is left.
-                left = metadata.num_pending if seq < last else 0
+                if forward.is_lost:
+                    raise TransientError("jetstream: the consumer was lost while reading events")
         finally:
-            await subscription.unsubscribe()
-    except (NatsError, JetStreamError, OSError, TimeoutError) as error:
+            await forward.close()
+    except (NatsError, OSError, TimeoutError, JetStreamApiError) as error:
         raise TransientError(f"jetstream: {type(error).__name__} while reading events") from error
 
 
@@ -165,7 +160,7 @@ async def open_letters(letters: Letters, wanted: Wanted) -> AsyncIterator[Chosen
     while found := await letters.find(after=after, limit=BATCH):
         for letter in found:
             if wanted.fits(letter.event_id or "", letter.type, letter.at):
-                origin = Origin(letter.subject, bytes(letter.body), letter.epoch, letter.seq)
+                origin = origin_of(letter.message())
                 label = f"letter {letter.id:<8} {letter.code:18}  {letter.type}  {letter.event_id or '-'}"
                 yield Chosen(origin, label, letter)
         after = found[-1].id
@@ -187,7 +182,7 @@ async def replay_letter(
         PermanentError: It cannot be handled, or would be a dead letter again; it stays open.
         TransientError: Nothing is settled.
     """
-    origin = Origin(letter.subject, bytes(letter.body) if body is None else body, letter.epoch, letter.seq)
+    origin = origin_of(letter.message(body))
     committed = await processor.process(origin, again=True)
     if committed.outcome is Outcome.DEAD:
         raise PermanentError(

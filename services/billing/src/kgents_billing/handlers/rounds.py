@@ -16,13 +16,11 @@ from kgents_billing.handlers.reconcile import SOURCE
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.facts import stamped
 from kgents_billing.model.subscription import Ownership, observe_object
-from kgents_billing.sinks.bus import Bus
-from kgents_billing.sinks.store import Letters, Origin, OvertakenError, Store, Subscriptions
+from kgents_billing.sinks.store import Letters, OvertakenError, Store, Subscriptions, origin_of
 from kgents_billing.sinks.store.letters import PATIENCE, Waiting
 from kgents_billing.sinks.store.subscriptions import Stored
 from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi
 from kgents_common.clock import Clock
-from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
 from kgents_common.errors import PermanentError, TransientError
 
@@ -123,7 +121,7 @@ class Quarantine:
         found = await self._letters.due(QUARANTINE_BATCH)
         for waiting in found:
             is_late = self._clock.now() - waiting.first_at > PATIENCE
-            origin = Origin(waiting.subject, bytes(waiting.body), waiting.epoch, waiting.seq)
+            origin = origin_of(waiting.message())
             try:
                 is_patient = self._clock.now() - waiting.first_at < PAYMENT_PATIENCE
                 committed = await self._processor.process(origin, is_patient=is_patient)
@@ -148,20 +146,3 @@ class Quarantine:
                 return
             await self._letters.give_up(waiting, "no tenant was found for it within a day")
             _log.error("quarantine.given_up", event_id=waiting.event_id, reason=waiting.reason)
-
-
-async def mirror(letters: Letters, bus: Bus, crash_points: CrashPoints) -> bool:
-    """Tell the bus of new dead letters; whether there may be more.
-
-    Raises:
-        TransientError: Postgres or NATS does not answer.
-    """
-    found = await letters.to_mirror()
-    for letter in found:
-        try:
-            await bus.announce_dead(letter)
-        except PermanentError as error:  # the letter is in Postgres; the others are announced all the same
-            _log.error("mirror.not_announced", letter=letter.id, error=str(error))
-        crash_points.reach("mirror.after_send")
-        await letters.mirrored([letter.id])
-    return bool(found)

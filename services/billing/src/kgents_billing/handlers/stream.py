@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -17,12 +17,14 @@ from kgents_billing.metrics import Metrics
 from kgents_billing.model.amounts import MalformedAmountError
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.event import MalformedEventError
-from kgents_billing.sinks.store import Committed, Origin
+from kgents_billing.sinks.store import Committed, Origin, origin_of
 from kgents_common import delivery
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import PermanentError, TransientError
 from kgents_common.idempotency import Busy, Held, Leases
+from kgents_common.pull import Delivered, delivered, stored
+from kgents_common.stored_message import StoredMessage
 from kgents_common.telemetry import context_from_headers, inject_headers
 
 WORKERS = 16
@@ -60,7 +62,7 @@ class Worker:
     """Takes events from the broker and processes them, several at a time, in no particular order.
 
     Args:
-        epoch: The stream's creation time, as far as known now.
+        epoch_of: When the stream was created that these deliveries are of.
         on_committed: Called after each commit that told something.
     """
 
@@ -70,7 +72,7 @@ class Worker:
         store: Buries,
         leases: Leases,
         *,
-        epoch: Callable[[], datetime],
+        epoch_of: Callable[[Sequence[Delivered]], Awaitable[datetime]],
         ack_wait: timedelta,
         metrics: Metrics,
         tracer: Tracer,
@@ -81,7 +83,7 @@ class Worker:
         self._processor = processor
         self._store = store
         self._leases = leases
-        self._epoch = epoch
+        self._epoch_of = epoch_of
         self._ack_wait = ack_wait
         self._metrics = metrics
         self._tracer = tracer
@@ -130,13 +132,10 @@ class Worker:
             "billing process", kind=SpanKind.CONSUMER, context=context_from_headers(message.headers)
         ):
             inject_headers(traced)
-            origin = Origin(
-                subject=message.subject,
-                body=message.data,
-                epoch=self._epoch(),
-                seq=metadata.sequence.stream,
-                traceparent=traced.get("traceparent"),
-            )
+            place = delivered(message)
+            assert place is not None  # noqa: S101 JetStream delivered it
+            whole = stored(message, place, await self._epoch_of([place]), StoredMessage)
+            origin = origin_of(whole, traceparent=traced.get("traceparent"))
             claim = await self._leases.claim(message.subject.rpartition(".")[2])
             if isinstance(claim, Busy):
                 self._metrics.retries.labels("busy").inc()

@@ -1,4 +1,4 @@
-"""EVENTS as billing writes to it: facts, polled Stripe events, dead letters; each is there once."""
+"""EVENTS as billing writes to it: facts and polled Stripe events; each is there once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 
-from kgents_billing.sinks.store import DeadLetter, Owed
+from kgents_billing.sinks.store import Owed
 from kgents_common import streams, stripe_events, subjects
 from kgents_common.connection import Connection
-from kgents_common.delivery import header_text
 from kgents_common.errors import KgentsError
 from kgents_common.publisher import CLOCK_SKEW, SURELY_REMEMBERED, AlreadyThereError, Publisher, stored_ids
 from kgents_common.stripe_events import StripeEnvelope
@@ -68,26 +67,6 @@ class Bus:
         except AlreadyThereError:
             return False
         return True
-
-    async def announce_dead(self, letter: DeadLetter) -> None:
-        """Mirror a dead letter to `events.deadletter.billing.<code>`, whole.
-
-        Raises:
-            NotDurableError: It is not stored.
-        """
-        await self._publisher.publish(
-            subjects.dead_letter("billing", letter.code),
-            letter.body,
-            message_id=f"dl:billing:{letter.epoch.timestamp()}:{letter.seq}",
-            headers={
-                "content-type": "application/json",
-                "Kgents-Dead-Letter-Id": str(letter.id),
-                "Kgents-Original-Subject": letter.subject,
-                "Kgents-Original-Sequence": str(letter.seq),
-                "Kgents-Reason": letter.code,
-                "Kgents-Detail": header_text(letter.detail),
-            },
-        )
 
     async def _publish(self, fact: Owed) -> int | None:
         headers = {"content-type": "application/cloudevents+json; charset=utf-8"}

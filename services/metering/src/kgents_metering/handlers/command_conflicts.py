@@ -47,7 +47,7 @@ async def _list(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) 
 
 async def _show(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) -> int:
     one = await Conflicts(pool).get(arguments.id)
-    for name in ("id", "tenant", "source", "ce_id", "epoch", "seq", "at"):
+    for name in ("id", "tenant", "source", "ce_id", "epoch", "seq", "stored_at", "at"):
         print(f"{name:10} {getattr(one, name)}")
     body = bytes(one.body)
     print(f"body       {len(body)} bytes")

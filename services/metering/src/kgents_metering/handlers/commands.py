@@ -8,7 +8,6 @@ import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
@@ -16,19 +15,25 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_common import database, streams
 from kgents_common.clock import SystemClock
 from kgents_common.connection import Connection
+from kgents_common.dead_letters import (
+    DeadLetter,
+    DeadLetters,
+    add_dead_commands,
+    discard_letter,
+    list_letters,
+    print_letter,
+)
 from kgents_common.errors import KgentsError, PermanentError
 from kgents_common.publisher import Publisher
 from kgents_common.telemetry import configure_logs
 from kgents_metering.handlers import command_conflicts, command_restored
 from kgents_metering.handlers.reconcile import reconcile
 from kgents_metering.settings import MeteringSettings
-from kgents_metering.sinks.ledger.dead_letters import DeadLetters
 from kgents_metering.sinks.ledger.gaps import gaps
 from kgents_metering.sinks.ledger.settlement import Settlement
 from kgents_metering.sinks.openmeter import OpenMeter
 
 TARGET = "openmeter"
-SHOWN_BODY_BYTES = 4096
 
 Pool = AsyncConnectionPool[AsyncConnection]
 Command = Callable[[argparse.Namespace, MeteringSettings, Pool], Awaitable[int]]
@@ -62,26 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kgents-metering", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    dead = commands.add_parser("dead", help="dead letters").add_subparsers(required=True, metavar="what")
-    listing = dead.add_parser("list", help="one line each")
-    listing.add_argument("--state", choices=("open", "replayed", "discarded"), default="open")
-    listing.add_argument("--all", action="store_true", help="whatever their state")
-    listing.add_argument("--code", help="only this reason, e.g. invalid_event")
-    listing.add_argument("--after", type=int, default=0, metavar="ID")
-    listing.add_argument("--limit", type=int, default=100)
-    listing.set_defaults(command=_dead_list)
-    show = dead.add_parser("show", help="one, whole")
-    show.add_argument("id", type=int)
-    show.set_defaults(command=_dead_show)
-    replay = dead.add_parser("replay", help="publish it again, as it was or mended")
-    replay.add_argument("id", type=int)
-    replay.add_argument("--body", type=Path, metavar="FILE", help="the mended event")
+    replay = add_dead_commands(
+        commands,
+        list_=lambda arguments, _, pool: list_letters(_letters(pool), arguments),
+        show=_dead_show,
+        replay=_dead_replay,
+        discard=lambda arguments, _, pool: discard_letter(_letters(pool), arguments),
+    )
     replay.add_argument("--subject", help="instead of the original subject")
-    replay.set_defaults(command=_dead_replay)
-    discard = dead.add_parser("discard", help="settle it without counting it")
-    discard.add_argument("id", type=int)
-    discard.add_argument("--reason", required=True)
-    discard.set_defaults(command=_dead_discard)
 
     command_conflicts.add_to(commands)
     command_restored.add_to(commands)
@@ -111,38 +104,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _dead_list(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) -> int:
-    state = None if arguments.all else arguments.state
-    letters = await DeadLetters(pool).find(
-        state=state, code=arguments.code, after=arguments.after, limit=arguments.limit
-    )
-    for letter in letters:
-        print(
-            f"{letter.id:>8}  {letter.state:9}  {letter.code:16}  seq {letter.seq:<10}"
-            f"  {letter.stored_at:%Y-%m-%d %H:%M:%S}  {letter.subject}  {letter.detail[:80]}"
-        )
-    if not letters:
-        print("none")
-    return 0
+def _letters(pool: Pool) -> DeadLetters[DeadLetter]:
+    return DeadLetters(pool, "metering", DeadLetter)
 
 
 async def _dead_show(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) -> int:
-    letter = await DeadLetters(pool).get(arguments.id)
-    for name in ("id", "state", "code", "detail", "subject", "epoch", "seq", "stored_at", "at"):
-        print(f"{name:10} {getattr(letter, name)}")
-    for name in ("settled_at", "reason", "replay_seq"):
-        if getattr(letter, name) is not None:
-            print(f"{name:10} {getattr(letter, name)}")
-    for name, value in letter.header_map().items():
-        print(f"header     {name}: {value}")
-    body = bytes(letter.body)
-    print(f"body       {len(body)} bytes")
-    print(body[:SHOWN_BODY_BYTES].decode(errors="backslashreplace"))
-    return 0
+    return print_letter(await _letters(pool).get(arguments.id))
 
 
 async def _dead_replay(arguments: argparse.Namespace, settings: MeteringSettings, pool: Pool) -> int:
-    letters = DeadLetters(pool)
+    letters = _letters(pool)
     letter = await letters.get(arguments.id)
     if letter.state != "open":
         raise PermanentError(f"dead letter {letter.id} is {letter.state}")
@@ -168,12 +139,6 @@ async def _dead_replay(arguments: argparse.Namespace, settings: MeteringSettings
         await connection.stop()
     await letters.settle(letter.id, state="replayed", replay_seq=ack.seq)
     print(f"replayed as sequence {ack.seq} of {ack.stream}")
-    return 0
-
-
-async def _dead_discard(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) -> int:
-    await DeadLetters(pool).settle(arguments.id, state="discarded", reason=arguments.reason)
-    print(f"discarded {arguments.id}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
@@ -18,6 +18,7 @@ from kgents_common import delivery
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
+from kgents_common.pull import Delivered, delivered, stored
 from kgents_common.retry import Patience
 from kgents_common.telemetry import context_from_headers, link_from_headers
 from kgents_common.telemetry.traces import MAX_LINKS
@@ -44,7 +45,7 @@ class Applier:
     """Takes batches from the broker and applies them, two at a time.
 
     Args:
-        epoch: The stream's creation time, as far as known now.
+        epoch_of: When the stream was created that these deliveries are of.
         ack_wait: The consumer's; unacknowledged batches are reported in progress before it runs out.
         classify: What a message is; agents' events by default.
         on_applied: Called after each commit that accepted something.
@@ -54,7 +55,7 @@ class Applier:
         self,
         ledger: AppliesBatches,
         *,
-        epoch: Callable[[], datetime],
+        epoch_of: Callable[[Sequence[Delivered]], Awaitable[datetime]],
         ack_wait: timedelta,
         metrics: Metrics,
         tracer: Tracer,
@@ -64,7 +65,7 @@ class Applier:
         on_applied: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
-        self._epoch = epoch
+        self._epoch_of = epoch_of
         self._ack_wait = ack_wait
         self._metrics = metrics
         self._tracer = tracer
@@ -108,11 +109,10 @@ class Applier:
                 self._queue.task_done()
 
     async def _apply(self, messages: list[Msg]) -> None:
-        epoch = self._epoch()
         events: list[Event] = []
         dead: list[Dead] = []
-        for message in messages:
-            found = self._classify(as_value(message, epoch))
+        for message in await self._as_values(messages):
+            found = self._classify(message)
             (events if isinstance(found, Event) else dead).append(found)  # type: ignore[arg-type]
         started = time.perf_counter()
         with self._tracer.start_as_current_span("metering apply", **_origin(messages)) as span:  # type: ignore[arg-type]
@@ -123,6 +123,18 @@ class Applier:
         await delivery.ack(messages)
         self._crash_points.reach("apply.after_ack")
         self._note(outcome, messages, time.perf_counter() - started)
+
+    async def _as_values(self, messages: Sequence[Msg]) -> list[Message]:
+        """As the model takes them.
+
+        Raises:
+            KgentsError: JetStream does not say which stream of this name they are of.
+        """
+        places = [place for place in map(delivered, messages) if place is not None]
+        epoch = await self._epoch_of(places)
+        return [
+            stored(message, place, epoch, Message) for message, place in zip(messages, places, strict=True)
+        ]
 
     async def _persist(self, events: Sequence[Event], dead: Sequence[Dead]) -> Outcome:
         """Until it is committed: Postgres being away is waited out, one bad event is found and set aside."""
@@ -165,19 +177,6 @@ class Applier:
                 _log.warning("apply.not_counted", outcome=name, messages=outcome.counts[name])
         if outcome.counts["accepted"]:
             self._on_applied()
-
-
-def as_value(message: Msg, epoch: datetime) -> Message:
-    """A NATS message as the model takes it."""
-    metadata = message.metadata
-    return Message(
-        subject=message.subject,
-        headers=message.headers or {},
-        body=message.data,
-        epoch=epoch,
-        seq=metadata.sequence.stream,
-        stored_at=metadata.timestamp,
-    )
 
 
 def _origin(messages: Sequence[Msg]) -> dict[str, object]:

@@ -11,6 +11,7 @@ import msgspec
 from kgents_common import envelope, subjects
 from kgents_common.errors import EnvelopeError
 from kgents_common.rfc3339 import moment
+from kgents_common.stored_message import StoredMessage
 
 # The door allows five minutes ahead of its own clock; the ledger must never refuse what a door with another
 # clock acknowledged, and still set aside what is plainly wrong.
@@ -31,25 +32,13 @@ _TESTED = msgspec.json.Decoder(_Tested)
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """A stored message as a value.
-
-    Attributes:
-        epoch: When its stream was created; `seq` counts within it.
-        stored_at: When JetStream stored it.
-        received_at: When it was first stored: a restore stores again, and says when that was.
-    """
-
-    subject: str
-    headers: dict[str, str]
-    body: bytes
-    epoch: datetime
-    seq: int
-    stored_at: datetime
+class Message(StoredMessage):
+    """A stored message as the ledger takes it."""
 
     @property
     def received_at(self) -> datetime:
-        """See the attributes; never later than `stored_at`."""
+        """When it was first stored: a restore stores again, and says when that was; never later than
+        `stored_at`."""
         text = self.headers.get(ORIGINAL_TIME)
         if text is None:
             return self.stored_at

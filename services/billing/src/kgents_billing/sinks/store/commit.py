@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import msgspec
 from psycopg import AsyncConnection
@@ -27,7 +27,9 @@ from kgents_billing.sinks.store.telling import tell
 from kgents_billing.sinks.store.tenants import unknown_of
 from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
+from kgents_common.dead_letters import Burial, bury
 from kgents_common.errors import TransientError
+from kgents_common.stored_message import StoredMessage
 
 RECONCILE_SUBSCRIPTIONS = "subscriptions"
 
@@ -72,15 +74,10 @@ on conflict (id) do update set
 """
 _QUARANTINE = """
 insert into billing.quarantine (event_id, type, customer, subscription, named, subject, body, epoch, seq,
-    reason, waits_for)
+    stored_at, reason, waits_for)
 values (%(id)s, %(type)s, %(customer)s, %(subscription)s, %(named)s, %(subject)s, %(body)s, %(epoch)s,
-    %(seq)s, %(reason)s, %(waits_for)s)
+    %(seq)s, %(stored_at)s, %(reason)s, %(waits_for)s)
 on conflict (event_id) do update set reason = excluded.reason, named = excluded.named
-"""
-_DEAD = """
-insert into billing.dead (event_id, type, subject, body, epoch, seq, code, detail)
-values (%(id)s, %(type)s, %(subject)s, %(body)s, %(epoch)s, %(seq)s, %(code)s, %(detail)s)
-on conflict (epoch, seq) do nothing
 """
 
 
@@ -89,18 +86,16 @@ class OvertakenError(TransientError):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """The stored message an event came with.
+class Origin(StoredMessage):
+    """The stored message an event came with."""
 
-    Attributes:
-        epoch: When the stream was created; `seq` counts within it.
-    """
-
-    subject: str
-    body: bytes
-    epoch: datetime
-    seq: int
     traceparent: str | None = None
+
+
+def origin_of(message: StoredMessage, *, traceparent: str | None = None) -> Origin:
+    """A stored message as an event's origin."""
+    fields = {name: getattr(message, name) for name in StoredMessage.__slots__}
+    return Origin(**fields, traceparent=traceparent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +279,7 @@ class Store:
         """
         with transient_errors():
             async with self._pool.connection() as connection:
-                await connection.execute(_DEAD, _dead(event_id, event_type, origin, code, detail))
+                await bury(connection, "billing", [_burial(event_id, event_type, origin, code, detail)])
 
     async def _is_first(self, connection: AsyncConnection, event: StripeEvent, decision: Decision) -> bool:
         """Note the event, and a thin one's twin, as applied; whether neither was."""
@@ -385,6 +380,7 @@ class Store:
                 "body": origin.body,
                 "epoch": origin.epoch,
                 "seq": origin.seq,
+                "stored_at": origin.stored_at,
                 "reason": decision.reason,
                 "waits_for": [*hints(event).references, *filter(None, [hints(event).payment])],
             },
@@ -393,17 +389,9 @@ class Store:
     async def _bury(
         self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin, detail: str
     ) -> None:
-        await connection.execute(_DEAD, _dead(event.id, event.type, origin, decision.reason, detail))
+        burial = _burial(event.id, event.type, origin, decision.reason, detail)
+        await bury(connection, "billing", [burial])
 
 
-def _dead(event_id: str | None, event_type: str, origin: Origin, code: str, detail: str) -> dict[str, object]:
-    return {
-        "id": event_id,
-        "type": event_type,
-        "subject": origin.subject,
-        "body": origin.body,
-        "epoch": origin.epoch,
-        "seq": origin.seq,
-        "code": code,
-        "detail": detail.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()[:1000],
-    }
+def _burial(event_id: str | None, event_type: str, origin: Origin, code: str, detail: str) -> Burial:
+    return Burial(origin, code, detail, {"event_id": event_id, "type": event_type})

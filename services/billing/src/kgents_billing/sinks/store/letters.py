@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,11 +9,15 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_common import dead_letters
 from kgents_common.database import transient_errors
-from kgents_common.errors import PermanentError
+from kgents_common.dead_letters import Burial, DeadLetters, bury
+from kgents_common.stored_message import StoredMessage
+from kgents_common.subjects import EVENTS
 
-_WAITING = "event_id, type, customer, named, subject, body, epoch, seq, reason, first_at, tries, next_at"
-_DEAD = "id, event_id, type, subject, body, epoch, seq, code, detail, at, state, settled_at, reason"
+_WAITING = (
+    "event_id, type, customer, named, subject, body, epoch, seq, stored_at, reason, first_at, tries, next_at"
+)
 FIRST_WAIT = timedelta(seconds=5)
 LONGEST_WAIT = timedelta(minutes=10)
 # After so long an operator is asked whose it is.
@@ -23,7 +26,11 @@ PATIENCE = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A quarantined event."""
+    """A quarantined event.
+
+    Attributes:
+        stored_at: When JetStream stored its message; None where a version before did not keep it.
+    """
 
     event_id: str
     type: str
@@ -33,36 +40,38 @@ class Waiting:
     body: bytes
     epoch: datetime
     seq: int
+    stored_at: datetime | None
     reason: str
     first_at: datetime
     tries: int
     next_at: datetime
 
+    def message(self) -> StoredMessage:
+        """The stored message it came with."""
+        return StoredMessage(
+            subject=self.subject,
+            headers={},
+            body=bytes(self.body),
+            epoch=self.epoch,
+            seq=self.seq,
+            stored_at=self.stored_at or self.epoch,
+            stream=EVENTS,
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(dead_letters.DeadLetter):
     """An event that was set aside."""
 
-    id: int
     event_id: str | None
     type: str
-    subject: str
-    body: bytes
-    epoch: datetime
-    seq: int
-    code: str
-    detail: str
-    at: datetime
-    state: str
-    settled_at: datetime | None
-    reason: str | None
 
 
-class Letters:
+class Letters(DeadLetters[DeadLetter]):
     """The quarantine and the dead letters."""
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
-        self._pool = pool
+        super().__init__(pool, "billing", DeadLetter)
 
     async def due(self, limit: int) -> list[Waiting]:
         """Quarantined events to try again now; each is put off, so that a second worker takes others.
@@ -110,63 +119,13 @@ class Letters:
                     "delete from billing.quarantine where event_id = %s", [found.event_id]
                 )
                 if gone.rowcount:
-                    await connection.execute(
-                        "insert into billing.dead (event_id, type, subject, body, epoch, seq, code, detail)"
-                        " values (%s, %s, %s, %s, %s, %s, %s, %s) on conflict (epoch, seq) do update set"
-                        " state = 'open', body = excluded.body, code = excluded.code,"
-                        " detail = excluded.detail, settled_at = null, reason = null, mirrored = false",
-                        [found.event_id, found.type, found.subject, found.body, found.epoch, found.seq,
-                         found.reason, detail],
-                    )  # fmt: skip
-
-    async def find(
-        self, *, state: str | None = "open", code: str | None = None, after: int = 0, limit: int = 100
-    ) -> list[DeadLetter]:
-        """Dead letters with these properties, in the order they came."""
-        return await self._dead(
-            "where (%s::text is null or state = %s) and (%s::text is null or code = %s) and id > %s"
-            " order by id limit %s",
-            [state, state, code, code, after, limit],
-        )
-
-    async def get(self, letter_id: int) -> DeadLetter:
-        """One dead letter.
-
-        Raises:
-            PermanentError: There is none with this id.
-        """
-        found = await self._dead("where id = %s", [letter_id])
-        if not found:
-            raise PermanentError(f"no dead letter {letter_id}", hint="list them: kgents-billing dead list")
-        return found[0]
-
-    async def settle(self, letter_id: int, *, state: str, reason: str | None = None) -> None:
-        """Note that an open letter was replayed or discarded.
-
-        Raises:
-            PermanentError: It is not open (any more).
-        """
-        with transient_errors():
-            async with self._pool.connection() as connection:
-                settled = await connection.execute(
-                    "update billing.dead set state = %s, settled_at = now(), reason = %s"
-                    " where id = %s and state = 'open'",
-                    [state, reason, letter_id],
-                )
-                if settled.rowcount == 0:
-                    raise PermanentError(f"dead letter {letter_id} is not open")
-
-    async def to_mirror(self, limit: int = 100) -> list[DeadLetter]:
-        """Dead letters that the bus does not know of."""
-        return await self._dead("where not mirrored order by id limit %s", [limit])
-
-    async def mirrored(self, ids: Sequence[int]) -> None:
-        """The bus knows of them."""
-        with transient_errors():
-            async with self._pool.connection() as connection:
-                await connection.execute(
-                    "update billing.dead set mirrored = true where id = any(%s)", [list(ids)]
-                )
+                    burial = Burial(
+                        found.message(),
+                        found.reason,
+                        detail,
+                        {"event_id": found.event_id, "type": found.type},
+                    )
+                    await bury(connection, "billing", [burial], reopen=True)
 
     async def counts(self) -> tuple[int, int]:
         """How many wait for their tenant, and how many for an operator."""
@@ -179,10 +138,3 @@ class Letters:
                     )
                 ).fetchone()
         return (row[0], row[1]) if row else (0, 0)
-
-    async def _dead(self, condition: str, values: Sequence[object]) -> list[DeadLetter]:
-        with transient_errors():
-            async with self._pool.connection() as connection:
-                cursor = connection.cursor(row_factory=class_row(DeadLetter))
-                await cursor.execute(f"select {_DEAD} from billing.dead {condition}".encode(), values)
-                return await cursor.fetchall()

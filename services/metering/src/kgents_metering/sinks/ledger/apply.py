@@ -13,6 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
+from kgents_common.dead_letters import Burial, bury
 from kgents_metering.model.event import Dead, Event, Message
 from kgents_metering.model.measure import Sample
 from kgents_metering.model.rollup import Rollup, stream_order
@@ -45,23 +46,25 @@ with input as materialized (
 select input.place, fresh.n from input join fresh using (n)
 """
 _KNOWN = """
-select s.key, s.n, s.payload_hash, e.epoch, e.seq
+select s.key, s.n, s.payload_hash, e.stored_at, e.seq
 from metering.seen s join metering.event e using (n) where s.key = any(%s::bytea[])
 """
 _DUPLICATE = """
-insert into metering.duplicate (epoch, seq, n)
-select * from unnest(%s::timestamptz[], %s::bigint[], %s::bigint[]) on conflict do nothing
-"""
-_CONFLICT = """
-insert into metering.conflict (epoch, seq, n, payload_hash, body)
-select * from unnest(%s::timestamptz[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bytea[])
+insert into metering.duplicate (stream, epoch, seq, stored_at, n)
+select * from unnest(%s::text[], %s::timestamptz[], %s::bigint[], %s::timestamptz[], %s::bigint[])
+    as new (stream, epoch, seq, stored_at, n)
+where not exists (select from metering.duplicate as old where old.stored_at is null
+    and old.stream = new.stream and old.seq = new.seq and old.epoch = new.epoch)
 on conflict do nothing
 """
-_DEAD = """
-insert into metering.dead (epoch, seq, subject, headers, body, code, detail, stored_at)
-select * from unnest(%s::timestamptz[], %s::bigint[], %s::text[], %s::text[], %s::bytea[], %s::text[],
-                     %s::text[], %s::timestamptz[])
-on conflict (epoch, seq) do nothing
+_CONFLICT = """
+insert into metering.conflict (stream, epoch, seq, stored_at, n, payload_hash, body)
+select * from unnest(%s::text[], %s::timestamptz[], %s::bigint[], %s::timestamptz[], %s::bigint[],
+        %s::bytea[], %s::bytea[])
+    as new (stream, epoch, seq, stored_at, n, payload_hash, body)
+where not exists (select from metering.conflict as old where old.stored_at is null
+    and old.stream = new.stream and old.seq = new.seq and old.epoch = new.epoch)
+on conflict do nothing
 """
 _CURSOR = """
 insert into metering.cursor as c (stream, epoch, applied) values (%s, %s, %s::int8multirange)
@@ -116,7 +119,7 @@ class Ledger:
             TransientError: Nothing is applied; the same batch may succeed later.
             psycopg.Error: Nothing is applied; something in the batch cannot be stored.
         """
-        ordered = sorted(events, key=lambda e: (e.key, e.message.epoch, e.message.seq))
+        ordered = sorted(events, key=lambda e: (e.key, e.message.stored_at, e.message.seq))
         counts: Counter[str] = Counter()
         invalid_counts: Counter[str] = Counter()
         with transient_errors():
@@ -129,8 +132,7 @@ class Ledger:
                     repeated = [e for place, e in enumerate(ordered, 1) if place not in accepted]
                     if repeated:
                         counts += await self._tell_apart(connection, repeated)
-                    if dead:
-                        await self._bury(connection, dead)
+                    await bury(connection, "metering", [Burial(d.message, d.code, d.detail) for d in dead])
                     await self._advance(
                         connection, [*(e.message for e in ordered), *(d.message for d in dead)]
                     )
@@ -183,20 +185,22 @@ class Ledger:
         """Redelivered (the very message that was counted), duplicate, or conflict."""
         rows = await (await connection.execute(_KNOWN, [[e.key for e in repeated]])).fetchall()
         known = {
-            bytes(key): (n, bytes(payload_hash), epoch, seq) for key, n, payload_hash, epoch, seq in rows
+            bytes(key): (n, bytes(payload_hash), stored_at, seq)
+            for key, n, payload_hash, stored_at, seq in rows
         }
-        duplicates: list[tuple[datetime, int, int]] = []
-        conflicts: list[tuple[datetime, int, int, bytes, bytes]] = []
+        duplicates: list[tuple[object, ...]] = []
+        conflicts: list[tuple[object, ...]] = []
         counts: Counter[str] = Counter()
         for event in repeated:
-            n, payload_hash, epoch, seq = known[event.key]
+            n, payload_hash, stored_at, seq = known[event.key]
             message = event.message
-            if (epoch, seq) == (message.epoch, message.seq):
+            place = (message.stream, message.epoch, message.seq, message.stored_at)
+            if (stored_at, seq) == (message.received_at, message.seq):
                 counts["redelivered"] += 1
             elif payload_hash == event.payload_hash:
-                duplicates.append((message.epoch, message.seq, n))
+                duplicates.append((*place, n))
             else:
-                conflicts.append((message.epoch, message.seq, n, event.payload_hash, message.body))
+                conflicts.append((*place, n, event.payload_hash, message.body))
         if duplicates:
             await connection.execute(_DUPLICATE, _columns(duplicates))
         if conflicts:
@@ -204,22 +208,6 @@ class Ledger:
         counts["duplicate"] = len(duplicates)
         counts["conflict"] = len(conflicts)
         return counts
-
-    async def _bury(self, connection: AsyncConnection, dead: Sequence[Dead]) -> None:
-        rows = [
-            (
-                d.message.epoch,
-                d.message.seq,
-                d.message.subject,
-                msgspec.json.encode(d.message.headers).decode(),
-                d.message.body,
-                d.code,
-                d.detail.replace("\x00", "\ufffd").encode("utf-8", "replace").decode(),
-                d.message.stored_at,
-            )
-            for d in dead
-        ]
-        await connection.execute(_DEAD, _columns(rows))
 
     async def _advance(self, connection: AsyncConnection, messages: Iterable[Message]) -> None:
         if self._acknowledged is not None:

@@ -13,7 +13,8 @@ from kgents_common.database import transient_errors
 from kgents_common.errors import PermanentError
 
 _COLUMNS = """
-select c.id, c.epoch, c.seq, c.at, c.body, e.tenant, e.source, e.ce_id, e.type as counted_type,
+select c.id, c.epoch, c.seq, coalesce(c.stored_at, c.epoch) as stored_at, c.at, c.body,
+       e.tenant, e.source, e.ce_id, e.type as counted_type,
        e.time as counted_time, e.data as counted_data, e.seq as counted_seq, e.epoch as counted_epoch
 from metering.conflict c join metering.event e using (n)
 """
@@ -25,6 +26,7 @@ class Conflict:
 
     Attributes:
         epoch: When the stream was created that `seq` counts in.
+        stored_at: When JetStream stored it; with `seq`, which message it is.
         at: When it was found.
         body: The message as it was stored.
         ce_id: The id that both have.
@@ -33,6 +35,7 @@ class Conflict:
     id: int
     epoch: datetime
     seq: int
+    stored_at: datetime
     at: datetime
     body: bytes
     tenant: str
