@@ -2,64 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
-from pathlib import Path
-
 import httpx
 import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
-from starlette.applications import Starlette
-
-from kgents_common import keyring
-from kgents_common.clock import ManualClock
-from kgents_common.telemetry import new_registry
-from kgents_metering.handlers import reads
-from kgents_metering.handlers.authorization import tenant_by_key
-from kgents_metering.metrics import ReadMetrics
-from kgents_metering.sinks.ledger.apply import Ledger
-from kgents_metering.sinks.ledger.reads import UsageReads
-
-from .messages import event
 
 Pool = AsyncConnectionPool[AsyncConnection]
-
-
-@pytest.fixture
-async def client(pool: Pool, ledger: Ledger, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """The reads over a ledger with a few events of acme on 2026-11-22 and 23."""
-    key, record = keyring.mint("acme")
-    foreign, foreign_record = keyring.mint("globex", ["usage:read"])
-    writer, writer_record = keyring.mint("acme", ["events:write"])
-    keyring.write(tmp_path / "keys.json", [record, foreign_record, writer_record])
-    app = Starlette(
-        routes=reads.routes(
-            UsageReads(pool),
-            reads.Gate(
-                tenant_by_key(keyring.Keyring(tmp_path / "keys.json")),
-                reads.Admission(),
-                ReadMetrics(new_registry()),
-            ),
-            ManualClock(datetime(2026, 11, 23, 13, tzinfo=UTC)),
-        ),
-        exception_handlers=reads.EXCEPTION_HANDLERS,
-    )
-    await ledger.apply(
-        [
-            event(1, "a", time="2026-11-22T23:30:00Z", data={"tokens": 1, "model": "m1"}),
-            event(2, "b", time="2026-11-23T00:30:30Z", data={"tokens": "0.1", "model": "m1"}),
-            event(3, "c", time="2026-11-23T00:30:45Z", data={"tokens": "0.2", "model": "m,2"}),
-            event(4, "d", time="2026-11-23T01:00:00Z", data={"model": "m1"}),
-        ],
-        [],
-    )
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app),
-        base_url="http://metering",
-        headers={"authorization": f"Bearer {key}", "x-foreign": foreign, "x-writer": writer},
-    ) as made:
-        yield made
 
 
 async def query(client: httpx.AsyncClient, parameters: str = "", slug: str = "tokens") -> httpx.Response:

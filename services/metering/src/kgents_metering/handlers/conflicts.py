@@ -12,10 +12,12 @@ from starlette.routing import BaseRoute, Route
 
 from kgents_common.errors import PermanentError
 from kgents_metering.handlers.reads import Gate, whole
+from kgents_metering.model.query.parameters import from_query_string, number, one
 from kgents_metering.sinks.ledger.conflicts import Conflict, Conflicts
 
 PATH = "/v1/conflicts"
 MAX_LISTED = 100
+PARAMETERS = ("source", "after", "limit")
 MAX_ID = 2**63 - 1
 
 
@@ -27,15 +29,11 @@ class ConflictReads:
 
     async def find(self, request: Request, tenant: str) -> Response:
         """Up to `limit` after the number `after`, in the order of finding; `next` where there may be more."""
-        values = request.query_params
-        limit = _number(values.get("limit", str(MAX_LISTED)), "limit")
-        if not 1 <= limit <= MAX_LISTED:
-            raise HTTPException(400, f"limit: must be 1 to {MAX_LISTED}")
-        source = values.get("source")
-        if source is not None and not source.isprintable():
-            raise HTTPException(400, "source: must not contain control characters")
+        values = from_query_string(request.scope["query_string"], PARAMETERS)
+        limit = number(values, "limit", MAX_LISTED, MAX_LISTED)
+        after = _number(one(values, "after") or "0", "after")
         found = await self.conflicts.find(
-            tenant=tenant, source=source, after=_number(values.get("after", "0"), "after"), limit=limit
+            tenant=tenant, source=one(values, "source"), after=after, limit=limit
         )
         answer: dict[str, object] = {"conflicts": [_line(one) for one in found]}
         if len(found) == limit:

@@ -47,6 +47,8 @@ class Invalid:
     message: str
 
 
+_NO_DATA = Invalid("null_value", "invalid event: null and missing value property")
+
 Measure = Callable[[object], Sample | Invalid]
 
 
@@ -62,7 +64,7 @@ def compile_meter(meter: Meter) -> Measure:
         def unique(data: object) -> Sample | Invalid:
             value = _walk(data, path)
             if value is _MISSING or value is None:
-                return _absent(value, name)
+                return _absent(value, name) if data is not None else _NO_DATA
             return Sample(None, _digest(as_text(value)), get_group(data))
 
         return unique
@@ -71,7 +73,7 @@ def compile_meter(meter: Meter) -> Measure:
         value = _walk(data, path)
         if type(value) is int and -(2**63) < value < 2**63:  # by far the most common
             return Sample(Decimal(value), None, get_group(data))
-        parsed = _number(value, name)
+        parsed = _number(value, name) if data is not None else _NO_DATA
         return parsed if isinstance(parsed, Invalid) else Sample(parsed, None, get_group(data))
 
     return number
@@ -97,7 +99,10 @@ def as_text(value: object) -> str:
 def _plain(value: Decimal) -> str:
     """1.50 and 1.5 are one value, and so are 1.0 and 1."""
     normal = _EVERY_DIGIT.normalize(value)
-    return format(normal, "f") if -30 < normal.adjusted() < 30 else str(normal)
+    # A whole number is written out, so that 1e32 is the value that 10^32 is.
+    is_whole = 0 <= normal.adjusted() < MAX_NUMBER_CHARACTERS and int(normal.as_tuple().exponent) >= 0
+    is_plain = is_whole or -30 < normal.adjusted() < 30
+    return format(normal, "f") if is_plain else str(normal)
 
 
 def _path(text: str) -> Path:
@@ -136,7 +141,7 @@ def _group_reader(groups: tuple[tuple[str, Path], ...]) -> Callable[[object], tu
 
 def _absent(value: object, name: str) -> Invalid:
     if value is None:
-        return Invalid("null_value", "invalid event: null and missing value property")
+        return Invalid("null_value", "invalid event: value cannot be null")
     return Invalid("missing_value", f'invalid event: missing value property: "{name}"')
 
 

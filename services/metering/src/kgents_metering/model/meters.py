@@ -67,6 +67,10 @@ class Meter:
         ]
         return hashlib.blake2b(json.dumps(measured).encode(), digest_size=16).digest()
 
+    def counts_at(self, moment: datetime) -> bool:
+        """Whether an event of this moment is counted at all."""
+        return self.event_from is None or moment >= self.event_from
+
     def definition(self) -> dict[str, object]:
         """In OpenMeter's terms."""
         found: dict[str, object] = {

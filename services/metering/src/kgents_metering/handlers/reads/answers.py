@@ -16,6 +16,9 @@ from kgents_metering.model.query import Query
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads import Answer, ListedEvent, Row
 
+# OWASP, "CSV Injection": what a spreadsheet may evaluate.
+_FORMULA = frozenset("=+-@\t\r")
+
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -56,7 +59,7 @@ def json_rows(found: Answer, echoed: Mapping[str, str], query: Query, tenant: st
     return Pieces(pieces(), "application/json", {})
 
 
-def csv_rows(found: Answer, query: Query, tenant: str) -> Response:
+def csv_rows(found: Answer, query: Query, tenant: str, slug: str) -> Response:
     """OpenMeter's columns: window_start, window_end, subject where grouped, the keys, value."""
     subject = ["subject"] if query.by_subject else []
     head = ["window_start", "window_end", *subject, *query.group_by, "value"]
@@ -67,10 +70,7 @@ def csv_rows(found: Answer, query: Query, tenant: str) -> Response:
         async for chunk in found.chunks:
             yield _csv_lines([line(row) for row in chunk])
 
-    return Pieces(pieces(), "text/csv", CSV_HEADERS)
-
-
-CSV_HEADERS: Mapping[str, str] = {"content-disposition": 'attachment; filename="usage.csv"'}
+    return Pieces(pieces(), "text/csv", {"content-disposition": f'attachment; filename="{slug}.csv"'})
 
 
 def meter(found: MeterInForce) -> dict[str, object]:
@@ -124,9 +124,14 @@ def _csv_line(query: Query, tenant: str) -> Callable[[Row], list[str]]:
         f"{row.start:%Y-%m-%dT%H:%M:%SZ}",
         f"{row.end:%Y-%m-%dT%H:%M:%SZ}",
         *subject,
-        *(row.groups[key] for key in query.group_by),
+        *(_cell(row.groups[key]) for key in query.group_by),
         f"{_number(row.value):f}",
     ]
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: what begins like one gets an apostrophe in front."""
+    return f"'{text}" if text[:1] in _FORMULA else text
 
 
 def _csv_lines(lines: Sequence[Sequence[str]]) -> bytes:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import timedelta
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -14,13 +15,46 @@ from starlette.routing import BaseRoute, Route
 
 from kgents_common.clock import Clock
 from kgents_metering.handlers.reads import answers
+from kgents_metering.handlers.reads.accept import wants_csv
 from kgents_metering.handlers.reads.gate import Gate, Handler, whole
-from kgents_metering.model.query import Query, QueryError, Span, body_values, parse_query
+from kgents_metering.model.query import (
+    PARAMETERS,
+    REPEATABLE,
+    QueryError,
+    Span,
+    body_values,
+    parse_query,
+    read_span,
+)
+from kgents_metering.model.query.parameters import (
+    Parameters,
+    choice,
+    from_query_string,
+    moment,
+    number,
+    one,
+)
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads import EventFilter, UsageReads
 
-MAX_LISTED = 100
 QUERY = "/api/v1/meters/{meter}/query"
+MAX_LISTED = 100
+MAX_METERS = 1000
+MAX_PAGE = 1_000_000
+SECOND = timedelta(seconds=1)
+DEFAULT_SPAN = timedelta(days=1)
+SPAN = ("from", "to")
+EVENT_LISTING = (
+    *("clientId", "ingestedAtFrom", "ingestedAtTo", "id", "subject", "customerId", "from", "to", "limit"),
+)
+METER_LISTING = ("page", "pageSize", "order", "orderBy", "includeDeleted")
+METER_ORDERS: Mapping[str, Callable[[MeterInForce], Any]] = {
+    "key": lambda found: found.meter.slug,
+    "name": lambda found: (found.meter.name or found.meter.slug, found.meter.slug),
+    "aggregation": lambda found: (str(found.meter.aggregation), found.meter.slug),
+    "createdAt": lambda found: (found.created_at, found.meter.slug),
+    "updatedAt": lambda found: (found.updated_at, found.meter.slug),
+}
 
 
 class Reads:
@@ -30,61 +64,76 @@ class Reads:
         self._usage = usage
         self._clock = clock
 
-    async def list_meters(self, _: Request, __: str) -> Response:
-        """Every meter, as a bare array."""
-        return answers.as_json([answers.meter(meter) for meter in await self._usage.meters()])
+    async def list_meters(self, request: Request, _: str) -> Response:
+        """Every meter, or a page of them, as a bare array."""
+        values = _values(request, METER_LISTING)
+        page, size = number(values, "page", 1, MAX_PAGE), number(values, "pageSize", MAX_METERS, MAX_METERS)
+        if one(values, "includeDeleted") not in (None, "false"):
+            raise QueryError("includeDeleted: meters that ended are not shown")
+        order = METER_ORDERS[choice(values, "orderBy", tuple(METER_ORDERS), "key")]
+        is_descending = choice(values, "order", ("ASC", "DESC"), "ASC") == "DESC"
+        meters = sorted(await self._usage.meters(), key=order, reverse=is_descending)
+        return answers.as_json([answers.meter(meter) for meter in meters[(page - 1) * size : page * size]])
 
     async def get_meter(self, request: Request, _: str) -> Response:
         """One meter by slug or ULID."""
+        _values(request, ())
         return answers.as_json(answers.meter(await self._meter(request)))
 
     async def subjects(self, request: Request, tenant: str) -> Response:
         """The caller's tenant, where it used the meter."""
+        span = read_span(_values(request, SPAN))
         meter = await self._meter(request)
-        span = _span(parse_query(_values(request, ("from", "to")), meter.meter, tenant))
         return answers.as_json([tenant] if await self._usage.has_usage(meter, tenant, span) else [])
 
     async def group_values(self, request: Request, tenant: str) -> Response:
-        """The values of one group key."""
+        """The values of one group key, of the last 24 hours unless `from` is given, as OpenMeter has it."""
+        span = read_span(_values(request, SPAN))
         meter = await self._meter(request)
         key = request.path_params["key"]
         if key not in dict(meter.meter.group_by):
-            raise QueryError(f"invalid group by: {key}", 404)
-        span = _span(parse_query(_values(request, ("from", "to")), meter.meter, tenant))
+            raise QueryError(f"invalid group by: {ascii(key[:100])[1:-1]}", 404)
+        if span.start is None:
+            span = Span((span.end or self._clock.now().replace(microsecond=0)) - DEFAULT_SPAN, span.end)
         return answers.as_json(await self._usage.group_values(meter, tenant, key, span))
 
     async def list_events(self, request: Request, tenant: str) -> Response:
         """The tenant's own events, newest first, each with why it could not be metered, if so."""
-        values = request.query_params
-        subject = values.get("subject")
-        if subject is not None and subject not in tenant:
-            return answers.as_json([])
-        limit = values.get("limit", str(MAX_LISTED))
-        if not limit.isdecimal() or not 1 <= int(limit) <= MAX_LISTED:
-            raise QueryError(f"limit: must be 1 to {MAX_LISTED}")
+        values = _values(request, EVENT_LISTING)
+        if one(values, "customerId") is not None:
+            raise QueryError("customerId: there are no customers here; tenants are subjects")
+        limit = number(values, "limit", MAX_LISTED, MAX_LISTED)
+        start, end = moment(values, "from"), moment(values, "to")
+        if start is not None and end is not None and end < start:
+            raise QueryError("to must not be before from")
+        stored_end = moment(values, "ingestedAtTo")
         wanted = EventFilter(
-            event_id=values.get("id"),
-            start=_moment(values.get("from"), "from"),
-            end=_moment(values.get("to"), "to"),
-            stored_from=_moment(values.get("ingestedAtFrom"), "ingestedAtFrom"),
-            stored_to=_moment(values.get("ingestedAtTo"), "ingestedAtTo"),
-            limit=int(limit),
+            event_id=one(values, "id"),
+            start=start,
+            # Upstream has whole seconds, and both bounds are part of what is listed.
+            end=None if end is None else end + SECOND,
+            stored_from=moment(values, "ingestedAtFrom"),
+            stored_to=None if stored_end is None else stored_end + SECOND,
+            limit=limit,
         )
+        if (one(values, "subject") or "") not in tenant:
+            return answers.as_json([])
         events = await self._usage.events(tenant, wanted, self._clock.now())
         return answers.as_json([answers.event(event) for event in events])
 
     @asynccontextmanager
     async def query(self, request: Request, tenant: str) -> AsyncIterator[Response]:
         """A meter's values by window and group, as JSON or CSV."""
-        meter = await self._meter(request)
         if request.method == "POST":
-            values: Mapping[str, Sequence[str]] = body_values(_decoded(request.state.body))
+            _values(request, ())
+            values: Parameters = body_values(_decoded(request.state.body))
         else:
-            values = _values(request)
+            values = _values(request, PARAMETERS, repeatable=REPEATABLE)
+        meter = await self._meter(request)
         query = parse_query(values, meter.meter, tenant)
         async with self._usage.open_query(meter, tenant, query) as found:
-            if "text/csv" in request.headers.get("accept", ""):
-                yield answers.csv_rows(found, query, tenant)
+            if wants_csv(",".join(request.headers.getlist("accept"))):
+                yield answers.csv_rows(found, query, tenant, meter.meter.slug)
             else:
                 echoed = {name: values[name][-1] for name in ("from", "to", "windowSize") if values.get(name)}
                 yield answers.json_rows(found, echoed, query, tenant)
@@ -111,9 +160,8 @@ def routes(usage: UsageReads, gate: Gate, clock: Clock) -> list[BaseRoute]:
     return [Route(path, gate(handler), methods=methods.get(path, ["GET"])) for path, handler in paths.items()]
 
 
-def _values(request: Request, only: Sequence[str] = ()) -> dict[str, list[str]]:
-    names = only or request.query_params.keys()
-    return {name: request.query_params.getlist(name) for name in names if name in request.query_params}
+def _values(request: Request, known: Collection[str], *, repeatable: Collection[str] = ()) -> Parameters:
+    return from_query_string(request.scope["query_string"], known, repeatable=repeatable)
 
 
 def _decoded(body: bytes) -> object:
@@ -121,19 +169,3 @@ def _decoded(body: bytes) -> object:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise QueryError("the body must be JSON") from None
-
-
-def _moment(text: str | None, name: str) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise QueryError(f"{name}: must be an RFC 3339 date and time") from None
-    if found.tzinfo is None:
-        raise QueryError(f"{name}: must have a zone")
-    return found
-
-
-def _span(query: Query) -> Span:
-    return Span(query.start, query.end)

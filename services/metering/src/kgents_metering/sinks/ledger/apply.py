@@ -170,8 +170,7 @@ class Ledger:
             data = event.decoded()
             order = stream_order(event.message.epoch, event.message.seq)
             for found in in_force:
-                event_from = found.meter.event_from
-                if event_from is not None and event.time < event_from:
+                if not found.meter.counts_at(event.time):
                     continue
                 sample = found.measure(data)
                 if isinstance(sample, Sample):

@@ -195,7 +195,7 @@ async def backfill(pool: AsyncConnectionPool[AsyncConnection], chunk: int = BACK
             rollup = Rollup()
             invalid: list[tuple[int, int, str, str]] = []
             for n, tenant, moment, data, epoch, seq in events:
-                if meter.event_from is not None and moment < meter.event_from:
+                if not meter.counts_at(moment):
                     continue
                 found = measure(_DATA.decode(data))
                 if isinstance(found, Sample):

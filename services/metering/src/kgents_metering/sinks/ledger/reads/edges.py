@@ -50,6 +50,8 @@ async def measure_edges(
                         422,
                     )
                 for time, data, epoch, seq in rows:
+                    if not meter.meter.counts_at(time):
+                        continue
                     sample = meter.measure(_DATA.decode(data))
                     if isinstance(sample, Sample):
                         rollup.add(meter.id, tenant, time, stream_order(epoch, seq), sample)

@@ -11,7 +11,8 @@ LISTED_DAYS = 32
 
 _EVENTS = """
 select e.ce_id, e.source, e.type, e.tenant, e.time, e.data, e.stored_at,
-       coalesce((select min(i.message) from metering.invalid i where i.n = e.n),
+       coalesce((select string_agg(i.message, E'\n' order by i.meter)
+                 from metering.invalid i where i.n = e.n),
                 case when not exists (select 1 from metering.meter m
                                       where m.event_type = e.type and m.deleted_at is null)
                      then 'no meter found for event type: ' || e.type end)

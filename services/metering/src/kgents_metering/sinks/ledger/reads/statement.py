@@ -6,13 +6,14 @@ the minute are measured again and joined in as rows of the same shape, so nothin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
 from kgents_metering.model.meters import Aggregation
-from kgents_metering.model.query import COMPARISONS, Filter, Query, whole_minutes
+from kgents_metering.model.query import Filter, Query, Span
 from kgents_metering.model.rollup import Rollup
 from kgents_metering.model.windows import MINUTE, Windows
 from kgents_metering.sinks.ledger.meters import MeterInForce
@@ -29,6 +30,15 @@ _VALUES = {
     Aggregation.LATEST: "(array_agg(s.last_value order by s.last_time desc, s.last_n desc)"
     " filter (where s.last_n is not null))[1]",
 }
+_ORDERS = {"$eq": "=", "$ne": "<>", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_PATTERNS = {
+    "$like": "like",
+    "$nlike": "not like",
+    "$ilike": "ilike",
+    "$nilike": "not ilike",
+    "$contains": "ilike",
+    "$ncontains": "not ilike",
+}
 _COLUMNS = "minute, grp, cnt, sum, min, max, last_time, last_n, last_value"
 
 
@@ -42,7 +52,7 @@ def build(
         windows: The windows that a minute of the query may lie in; None where none are asked for.
         limit: The most rows it gives, and counts.
     """
-    conditions, values = _where(meter, tenant, query, windows)
+    conditions, values = _where(meter, tenant, query.span, windows)
     if meter.meter.aggregation is Aggregation.UNIQUE_COUNT:
         source = (
             f"select {_prefixed('r')}, d.vhash from metering.rollup r"
@@ -58,7 +68,7 @@ def build(
     keys = []
     for index, key in enumerate(query.group_by):
         values[f"key{index}"] = key
-        keys.append(f"coalesce(s.grp->>%(key{index})s, '')")
+        keys.append(f"coalesce(s.grp->>%(key{index})s, '') collate \"C\"")
     where = [_condition(key, condition, values) for key, condition in query.filters.items()]
     value = _VALUES[meter.meter.aggregation]
     positions = [*([1] if windows else []), *range(3, 3 + len(keys))]
@@ -76,17 +86,33 @@ def build(
     return statement, values
 
 
-def span(meter: MeterInForce, tenant: str, query: Query) -> tuple[str, dict[str, Any]]:
-    """The statement for the first and the last minute the query finds in the rollup."""
-    conditions, values = _where(meter, tenant, query)
+def group_values(
+    meter: MeterInForce, tenant: str, key: str, span: Span, *, limit: int
+) -> tuple[str, dict[str, Any]]:
+    """The statement for the values that a group key had in whole minutes."""
+    conditions, values = _where(meter, tenant, span)
+    values["key"] = key
+    value = "coalesce(r.grp->>%(key)s, '')"
+    return f"select distinct {value} from metering.rollup r where {conditions} limit {limit:d}", values
+
+
+def has_usage(meter: MeterInForce, tenant: str, span: Span) -> tuple[str, dict[str, Any]]:
+    """The statement for whether a tenant used a meter in whole minutes."""
+    conditions, values = _where(meter, tenant, span)
+    return f"select exists (select 1 from metering.rollup r where {conditions})", values
+
+
+def first_and_last(meter: MeterInForce, tenant: str, span: Span) -> tuple[str, dict[str, Any]]:
+    """The statement for the first and the last minute there is in the rollup."""
+    conditions, values = _where(meter, tenant, span)
     return f"select min(r.minute), max(r.minute) from metering.rollup r where {conditions}", values
 
 
 def _where(
-    meter: MeterInForce, tenant: str, query: Query, windows: Windows | None = None
+    meter: MeterInForce, tenant: str, span: Span, windows: Windows | None = None
 ) -> tuple[str, dict[str, Any]]:
     values: dict[str, Any] = {"meter": meter.id, "tenant": tenant}
-    whole = whole_minutes(query)
+    whole = span.whole_minutes()
     start, end = whole.start, whole.end
     if windows is not None:  # a minute that has come since they were made lies in none of them
         start = max(start or windows.starts[0], windows.starts[0])
@@ -167,9 +193,19 @@ def _condition(key: str, condition: Filter, values: dict[str, Any]) -> str:
             parts.append(f"{left} = any({bind(value)}::text[])")
         elif operator == "$nin":
             parts.append(f"not {left} = any({bind(value)}::text[])")
-        else:
-            parts.append(f"{left} {COMPARISONS[operator]} {bind(value)}")
+        elif operator in _PATTERNS:
+            parts.append(f"{left} {_PATTERNS[operator]} {bind(_pattern(operator, value))}")
+        else:  # in the order of code points, whatever the database's collation
+            parts.append(f'{left} collate "C" {_ORDERS[operator]} {bind(value)}')
     return f"({' and '.join(parts)})"
+
+
+def _pattern(operator: str, value: str) -> str:
+    """A pattern of LIKE; the text itself where it is to be contained."""
+    if operator in ("$contains", "$ncontains"):
+        return "%" + re.sub(r"([\\\\%_])", r"\\\1", value) + "%"
+    trailing = len(value) - len(value.rstrip("\\"))
+    return value + "\\" if trailing % 2 else value  # Postgres refuses a pattern that ends in an escape
 
 
 def as_row(row: Sequence[Any], query: Query, windows: Windows | None) -> Row:
@@ -178,8 +214,8 @@ def as_row(row: Sequence[Any], query: Query, windows: Windows | None) -> Row:
     if windows is not None:
         return Row(*windows.around(row[0].astimezone(UTC)), groups, Decimal(row[-2]))
     return Row(
-        query.start or row[0].astimezone(UTC),
-        query.end or row[1].astimezone(UTC) + MINUTE,
+        query.span.start or row[0].astimezone(UTC),
+        query.span.end or row[1].astimezone(UTC) + MINUTE,
         groups,
         Decimal(row[-2]),
     )

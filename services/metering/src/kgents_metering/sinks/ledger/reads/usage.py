@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from psycopg import AsyncConnection, AsyncServerCursor
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_metering.model.meters import Aggregation
-from kgents_metering.model.query import Query, QueryError, Span, edges
+from kgents_metering.model.query import Query, QueryError, Span
 from kgents_metering.model.rollup import Rollup
 from kgents_metering.model.windows import NOTHING, Windows, windows
 from kgents_metering.sinks.ledger.meters import EMPTY, MeterInForce, MeterSet, current
@@ -59,22 +60,21 @@ class UsageReads:
         """
         if not meter.is_ready:
             raise BackfillingError(f"meter {meter.meter.slug} is being measured over its history")
-        with read_errors(self._limits):
-            async with self._pool.connection() as connection:
-                parts = await measure_edges(connection, meter, tenant, edges(query), self._limits)
-                made = await _windows(connection, meter, tenant, query, parts)
-                text, values = statement.build(meter, tenant, query, parts, made, limit=self._limits.rows + 1)
-                async with connection.cursor(name="usage") as cursor:
-                    await cursor.execute(text.encode(), values)
-                    first = await cursor.fetchmany(CHUNK)
-                    total = first[0][-1] if first else 0
-                    if total > self._limits.rows:
-                        raise QueryError(f"the answer has more than {self._limits.rows} rows: {NARROW}", 422)
-                    if total:
-                        yield Answer(total, _chunks(cursor, first, query, made))
-                    else:
-                        nothing = _nothing(meter.meter.aggregation, query)
-                        yield Answer(len(nothing), _once(nothing))
+        async with self._reading() as connection:
+            parts = await measure_edges(connection, meter, tenant, query.span.edges(), self._limits)
+            made = await _windows(connection, meter, tenant, query, parts)
+            text, values = statement.build(meter, tenant, query, parts, made, limit=self._limits.rows + 1)
+            async with connection.cursor(name="usage") as cursor:
+                await cursor.execute(text.encode(), values)
+                first = await cursor.fetchmany(CHUNK)
+                total = first[0][-1] if first else 0
+                if total > self._limits.rows:
+                    raise QueryError(f"the answer has more than {self._limits.rows} rows: {NARROW}", 422)
+                if total:
+                    yield Answer(total, _chunks(cursor, first, query, made))
+                else:
+                    nothing = _nothing(meter.meter.aggregation, query)
+                    yield Answer(len(nothing), _once(nothing))
 
     async def query(self, meter: MeterInForce, tenant: str, query: Query) -> list[Row]:
         """As `open_query`, all rows at once."""
@@ -82,59 +82,45 @@ class UsageReads:
             return [row async for chunk in answer.chunks for row in chunk]
 
     async def group_values(self, meter: MeterInForce, tenant: str, key: str, span: Span) -> list[str]:
-        """The values a group key had.
+        """The values a group key had, as exactly as a query over the same span.
 
         Raises:
             QueryError: 422: more than an answer may have.
         """
-        with read_errors(self._limits):
-            async with self._pool.connection() as connection:
-                rows = await (
-                    await connection.execute(
-                        "select distinct grp->>%s from metering.rollup where meter = %s and tenant = %s"
-                        " and (%s::timestamptz is null or minute >= %s)"
-                        " and (%s::timestamptz is null or minute < %s) order by 1 limit %s",
-                        [
-                            key,
-                            meter.id,
-                            tenant,
-                            span.start,
-                            span.start,
-                            span.end,
-                            span.end,
-                            self._limits.rows + 1,
-                        ],
-                    )
-                ).fetchall()
-        if len(rows) > self._limits.rows:
+        async with self._reading() as connection:
+            parts = await measure_edges(connection, meter, tenant, span.edges(), self._limits)
+            text, values = statement.group_values(meter, tenant, key, span, limit=self._limits.rows + 1)
+            rows = await (await connection.execute(text.encode(), values)).fetchall()
+        found = {row[0] for row in rows} | {json.loads(delta.group).get(key, "") for _, delta in parts.rows()}
+        if len(found) > self._limits.rows:
             raise QueryError(f"there are more than {self._limits.rows} values: narrow from and to", 422)
-        return [row[0] for row in rows if row[0] is not None]
+        return sorted(found)
 
     async def has_usage(self, meter: MeterInForce, tenant: str, span: Span) -> bool:
-        """Whether the tenant used the meter at all."""
-        with read_errors(self._limits):
-            async with self._pool.connection() as connection:
-                row = await (
-                    await connection.execute(
-                        "select exists (select 1 from metering.rollup where meter = %s and tenant = %s"
-                        " and (%s::timestamptz is null or minute >= %s)"
-                        " and (%s::timestamptz is null or minute < %s))",
-                        [meter.id, tenant, span.start, span.start, span.end, span.end],
-                    )
-                ).fetchone()
-        return bool(row and row[0])
+        """Whether the tenant used the meter at all, as exactly as a query over the same span."""
+        async with self._reading() as connection:
+            text, values = statement.has_usage(meter, tenant, span)
+            row = await (await connection.execute(text.encode(), values)).fetchone()
+            if row and row[0]:
+                return True
+            parts = await measure_edges(connection, meter, tenant, span.edges(), self._limits)
+        return bool(parts.deltas)
 
     async def events(self, tenant: str, wanted: EventFilter, now: datetime) -> list[ListedEvent]:
         """The tenant's own events, newest first, of the last 32 days unless a start is given."""
-        with read_errors(self._limits):
-            async with self._pool.connection() as connection:
-                return await list_events(connection, tenant, wanted, now)
+        async with self._reading() as connection:
+            return await list_events(connection, tenant, wanted, now)
 
     async def _current(self) -> MeterSet:
+        async with self._reading() as connection:
+            self._meters = await current(connection, self._meters)
+        return self._meters
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
         with read_errors(self._limits):
             async with self._pool.connection() as connection:
-                self._meters = await current(connection, self._meters)
-        return self._meters
+                yield connection
 
 
 async def _windows(
@@ -143,7 +129,7 @@ async def _windows(
     """The windows from the first to the last minute that there is; None where none are asked for."""
     if query.window is None:
         return None
-    text, values = statement.span(meter, tenant, query)
+    text, values = statement.first_and_last(meter, tenant, query.span)
     row = await (await connection.execute(text.encode(), values)).fetchone()
     minutes = [*(key[2] for key, _ in parts.rows()), *(m for m in row or () if m is not None)]
     return windows(query.window, query.zone, min(minutes), max(minutes)) if minutes else NOTHING
@@ -167,5 +153,5 @@ def _nothing(aggregation: Aggregation, query: Query) -> list[Row]:
     counts = aggregation in (Aggregation.COUNT, Aggregation.UNIQUE_COUNT)
     if not counts or query.window is not None or query.group_by or query.by_subject:
         return []
-    start = query.start or datetime(1970, 1, 1, tzinfo=UTC)
-    return [Row(start, query.end or start + timedelta(minutes=1), {}, Decimal(0))]
+    start = query.span.start or datetime(1970, 1, 1, tzinfo=UTC)
+    return [Row(start, query.span.end or start + timedelta(minutes=1), {}, Decimal(0))]
