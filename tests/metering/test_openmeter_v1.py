@@ -287,7 +287,7 @@ class _Recorder(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         type(self).seen.append(self.path)
-        body = b'{"data":[]}'
+        body = b'{"data":[]}' if self.path.startswith(TOKENS) else b"[]"
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
