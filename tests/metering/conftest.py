@@ -22,7 +22,7 @@ from kgents_metering.metrics import ReadMetrics
 from kgents_metering.model.meters import parse
 from kgents_metering.sinks.ledger.apply import Ledger
 from kgents_metering.sinks.ledger.conflicts import Conflicts
-from kgents_metering.sinks.ledger.meters import sync
+from kgents_metering.sinks.ledger.meter_changes import sync
 from kgents_metering.sinks.ledger.reads import UsageReads
 
 from .messages import event

@@ -17,7 +17,8 @@ from kgents_metering.model.event import Event
 from kgents_metering.model.meters import parse
 from kgents_metering.sinks.ledger.apply import Ledger, as_multirange
 from kgents_metering.sinks.ledger.gaps import gaps
-from kgents_metering.sinks.ledger.meters import backfill, sync
+from kgents_metering.sinks.ledger.meter_changes import sync
+from kgents_metering.sinks.ledger.meters import backfill
 
 from .messages import EPOCH, NOON, body, classify, dead, event, message
 

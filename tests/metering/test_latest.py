@@ -15,7 +15,8 @@ from kgents_metering.model.meters import parse
 from kgents_metering.model.query import parse_query
 from kgents_metering.model.rollup import stream_order
 from kgents_metering.sinks.ledger.apply import Ledger
-from kgents_metering.sinks.ledger.meters import backfill, sync
+from kgents_metering.sinks.ledger.meter_changes import sync
+from kgents_metering.sinks.ledger.meters import backfill
 from kgents_metering.sinks.ledger.reads import UsageReads
 
 from .messages import EPOCH, event

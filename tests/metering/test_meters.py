@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_common.errors import ConfigurationError
 from kgents_metering.model.measure import Invalid, Sample, compile_meter
 from kgents_metering.model.meters import Meter, parse
-from kgents_metering.sinks.ledger.meters import sync
+from kgents_metering.sinks.ledger.meter_changes import sync
 from kgents_metering.sinks.ledger.reads import UsageReads
 
 GOOD = {"slug": "tokens", "eventType": "llm.tokens", "aggregation": "SUM", "valueProperty": "$.tokens"}

@@ -23,7 +23,7 @@ from kgents_metering.model.meters import Aggregation, parse
 from kgents_metering.model.query import Query, parse_query
 from kgents_metering.model.windows import Window, windows
 from kgents_metering.sinks.ledger.apply import Ledger
-from kgents_metering.sinks.ledger.meters import sync
+from kgents_metering.sinks.ledger.meter_changes import sync
 from kgents_metering.sinks.ledger.reads import UsageReads
 
 from .messages import event

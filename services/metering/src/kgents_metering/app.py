@@ -28,11 +28,11 @@ from kgents_common.watchdog import Ready, StallMetrics, Watchdog
 from kgents_metering.app_reads import ReadPool, read_side, run_reads
 from kgents_metering.handlers import reads
 from kgents_metering.handlers.deliver import Deliverer
+from kgents_metering.handlers.meter_check import MeterCheck
 from kgents_metering.handlers.restored import RestoreGuard
 from kgents_metering.handlers.stream import Applier
 from kgents_metering.metrics import Metrics
 from kgents_metering.model.event import Dead, Event, Message, classify, classify_fact
-from kgents_metering.model.meters import Meter
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger import meters as ledger_meters
 from kgents_metering.sinks.ledger import schema
@@ -44,6 +44,7 @@ from kgents_metering.sinks.openmeter import OpenMeter
 
 TARGET = "openmeter"
 GUARD_SECONDS = 60.0
+METERS_SECONDS = 15.0
 
 Pool = AsyncConnectionPool[AsyncConnection]
 Classify = Callable[[Message], Event | Dead]
@@ -51,18 +52,18 @@ _log = structlog.get_logger()
 
 
 class LedgerPool:
-    """The pool as a part: migrated and the meters put in force before anything else runs."""
+    """The pool as a part: migrated before anything else runs, and the meters looked at."""
 
-    def __init__(self, pool: Pool, url: str, meters: tuple[Meter, ...]) -> None:
+    def __init__(self, pool: Pool, url: str, meters: MeterCheck) -> None:
         self._pool = pool
         self._url = url
         self._meters = meters
 
     async def start(self) -> None:
-        """Migrate, open, sync the meters."""
+        """Migrate, open; a ledger that never had meters gets those of the file."""
         await database.migrate(self._url, package=schema.PACKAGE, schema=schema.NAME)
         await self._pool.open()
-        await ledger_meters.sync(self._pool, self._meters)
+        await self._meters.begin()
 
     async def stop(self) -> None:
         """Close."""
@@ -83,7 +84,7 @@ async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:
 
 
 async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
-    meters = load_meters(settings.meters_file)
+    declared = load_meters(settings.meters_file)
     crash_points = CrashPoints(settings.crash_at)
     registry = new_registry()
     metrics = Metrics(registry)
@@ -98,6 +99,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         DeadLetters(pool, schema.NAME, DeadLetter), publisher, "metering", note_open=metrics.dead_letters.set
     )
     guard = RestoreGuard(pool, connection, metrics)
+    meters = MeterCheck(pool, declared)
     fill = StreamFill(connection, registry, clock)
 
     def ledger_of(stream: str, floor: Callable[[], int] | None = None) -> Ledger:
@@ -137,6 +139,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     document.needed["nats"] = lambda: up(connection.is_reading)
     document.useful["openmeter"] = lambda: circuit(deliverer.breaker if deliverer else None)
     document.useful["ledger"] = guard.check
+    document.useful["meters"] = meters.check
     document.useful["streams"] = fill.check
     pending: dict[str, bool] = {"postgres": True}
     document.needed["postgres"] = lambda: up(pending["postgres"])
@@ -153,6 +156,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     )
     upkeep = Upkeep(
         Round("backfill", _backfill_round(pool)),
+        Round("meters", meters.look, METERS_SECONDS),
         Round("restored", guard.look, GUARD_SECONDS),
         # Dead letters are in the ledger: their copies on the bus leave room for what is nowhere else.
         Round("mirror", fill.leaving_room(subjects.EVENTS, mirror.run)),

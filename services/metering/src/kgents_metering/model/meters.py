@@ -89,6 +89,31 @@ class Meter:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What an operator wants in force.
+
+    Attributes:
+        version: Raised with every change, so that an older file cannot undo a newer one; None for no care.
+    """
+
+    meters: tuple[Meter, ...]
+    version: int | None = None
+
+
+def declared(document: object) -> Declared:
+    """A document as `parse` takes it, with an optional `version`, a whole number from 1.
+
+    Raises:
+        ConfigurationError: As `parse`, or a version that is none.
+    """
+    meters = parse(document)
+    version = document.get("version") if isinstance(document, dict) else None
+    if version is not None and (not isinstance(version, int) or isinstance(version, bool) or version < 1):
+        raise ConfigurationError("meters: version must be a whole number from 1")
+    return Declared(meters, version)
+
+
 def parse(document: object) -> tuple[Meter, ...]:
     """The meters of a document `{meters: [{slug, eventType, aggregation, …}]}`.
 

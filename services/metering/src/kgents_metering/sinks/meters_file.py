@@ -7,11 +7,11 @@ from pathlib import Path
 import yaml
 
 from kgents_common.errors import ConfigurationError
-from kgents_metering.model.meters import Meter, parse
+from kgents_metering.model.meters import Declared, declared
 
 
-def load_meters(path: Path) -> tuple[Meter, ...]:
-    """The meters of the file.
+def load_meters(path: Path) -> Declared:
+    """The meters of the file, and its version.
 
     Raises:
         ConfigurationError: It is missing, not YAML, or breaks a rule of meters.
@@ -24,4 +24,4 @@ def load_meters(path: Path) -> tuple[Meter, ...]:
         ) from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"the meters file {path} is not YAML: {error}") from error
-    return parse(document)
+    return declared(document)

@@ -8,21 +8,15 @@ two releases run side by side.
 
 from __future__ import annotations
 
-import json
-import secrets
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import msgspec
-import structlog
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_common.database import transient_errors
-from kgents_common.errors import ConfigurationError
 from kgents_metering.model.measure import Measure, Sample, compile_meter
 from kgents_metering.model.meters import Meter, parse
 from kgents_metering.model.rollup import Rollup, stream_order
@@ -32,7 +26,6 @@ LOCK = "select pg_advisory_xact_lock_shared(hashtextextended('kgents.metering.me
 LOCK_EXCLUSIVE = "select pg_advisory_xact_lock(hashtextextended('kgents.metering.meters', 0))"
 BACKFILL_CHUNK = 5000
 
-_log = structlog.get_logger()
 _DATA = msgspec.json.Decoder(float_hook=Decimal)
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -84,82 +77,22 @@ async def current(connection: AsyncConnection, known: MeterSet) -> MeterSet:
     return MeterSet(version, {k: tuple(v) for k, v in by_type.items()}, by_name)
 
 
-async def sync(pool: AsyncConnectionPool[AsyncConnection], meters: Sequence[Meter]) -> None:
-    """Make these the meters in force: new ones are backfilled later, absent ones end.
+async def progress(
+    pool: AsyncConnectionPool[AsyncConnection],
+) -> list[tuple[str, str, str, int, int]]:
+    """Of each meter in force: slug, event type, aggregation, events looked at, and of how many.
 
     Raises:
-        ConfigurationError: A slug's event type, aggregation or value would change: slugs are immutable.
         TransientError: Postgres is away.
     """
     with transient_errors():
-        async with pool.connection() as connection, connection.transaction():
-            await connection.execute(LOCK_EXCLUSIVE)
-            rows = await (
+        async with pool.connection() as connection:
+            return await (
                 await connection.execute(
-                    "select id, slug, fingerprint, definition, deleted_at is null, ulid"
-                    " from metering.meter order by id"
+                    "select slug, event_type, definition->>'aggregation', backfill_after, backfill_to"
+                    " from metering.meter where deleted_at is null order by slug"
                 )
             ).fetchall()
-            last = await (
-                await connection.execute("select coalesce(max(n), 0) from metering.event")
-            ).fetchone()
-            changed = False
-            for meter in meters:
-                own = [row for row in rows if row[1] == meter.slug]
-                changed |= await _put(connection, meter, own, last[0] if last else 0)
-            wanted = {(meter.slug, meter.fingerprint) for meter in meters}
-            for meter_id, slug, fingerprint, _, is_active, _ in rows:
-                if is_active and (slug, bytes(fingerprint)) not in wanted:
-                    await connection.execute(
-                        "update metering.meter set deleted_at = now() where id = %s", [meter_id]
-                    )
-                    changed = True
-            if changed:
-                await connection.execute("update metering.meter_set set version = version + 1")
-                _log.info("meters.changed", meters=len(meters))
-
-
-async def _put(connection: AsyncConnection, meter: Meter, own: list[Any], last_n: int) -> bool:
-    definition = meter.definition()
-    for _, slug, _, existing, is_active, _ in own:
-        for name in ("eventType", "aggregation", "valueProperty"):
-            if is_active and existing.get(name) != definition.get(name):
-                raise ConfigurationError(
-                    f"meter {slug}: {name} cannot change once the slug is in use",
-                    hint="declare a meter with a new slug and let the old one go",
-                )
-    same = next((row for row in own if bytes(row[2]) == meter.fingerprint), None)
-    if same is not None and same[4]:
-        if same[3] == definition:
-            return False
-        await connection.execute(
-            "update metering.meter set definition = %s, updated_at = now() where id = %s",
-            [json.dumps(definition), same[0]],
-        )
-        return True
-    if same is not None:
-        # It was gone for a while and missed events: what it had is dropped and measured again.
-        for table in ("rollup", "distinct_value", "invalid"):
-            await connection.execute(f"delete from metering.{table} where meter = %s".encode(), [same[0]])
-        await connection.execute(
-            "update metering.meter set deleted_at = null, updated_at = now(), definition = %s,"
-            " backfill_after = 0, backfill_to = %s where id = %s",
-            [json.dumps(definition), last_n, same[0]],
-        )
-        return True
-    await connection.execute(
-        "insert into metering.meter (ulid, slug, fingerprint, definition, event_type, backfill_to)"
-        " values (%s, %s, %s, %s, %s, %s)",
-        [
-            own[-1][5] if own else new_ulid(),
-            meter.slug,
-            meter.fingerprint,
-            json.dumps(definition),
-            meter.event_type,
-            last_n,
-        ],
-    )
-    return True
 
 
 async def backfill(pool: AsyncConnectionPool[AsyncConnection], chunk: int = BACKFILL_CHUNK) -> int:
@@ -208,9 +141,3 @@ async def backfill(pool: AsyncConnectionPool[AsyncConnection], chunk: int = BACK
                 "update metering.meter set backfill_after = %s where id = %s", [done, meter_id]
             )
             return max(len(events), 1)
-
-
-def new_ulid() -> str:
-    """A ULID of now: 48 bits of milliseconds, 80 random bits, Crockford base32."""
-    number = (time.time_ns() // 1_000_000 << 80) | secrets.randbits(80)
-    return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
