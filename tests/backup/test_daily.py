@@ -160,7 +160,7 @@ async def test_sealed_backups_restore_and_drill_the_same(
         await archive(client, backup.local)
         outcome = await backup.daily.run()
         assert outcome.failures == {}
-    stored = [p for p in directory.rglob("*") if p.is_file() and "locks" not in p.parts]
+    stored = [p for p in directory.rglob("*") if p.is_file() and not {"locks", "heads"} & set(p.parts)]
     sealed = [p.read_bytes()[:8] for p in stored if p.name not in (".lock", "verified")]
     assert set(sealed) == {b"KGSEAL1\0"}
 

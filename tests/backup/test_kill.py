@@ -50,12 +50,6 @@ async def client(own_nats: NatsServer) -> AsyncIterator[VerbatimClient]:
         yield found
 
 
-def let_leases_end(directory: Path) -> None:
-    """As if half a minute had passed: the dead run's lease has ended."""
-    for path in (directory / "locks").glob("*.json"):
-        path.write_text('{"owner":"dead","token":"dead","until":"2020-01-01T00:00:00Z"}')
-
-
 @pytest.mark.parametrize(("command", "crash"), POINTS)
 async def test_a_killed_run_leaves_a_good_store_and_the_next_one_completes(
     client: VerbatimClient, own_nats: NatsServer, tmp_path: Path, command: str, crash: str
@@ -89,11 +83,7 @@ async def test_a_killed_run_leaves_a_good_store_and_the_next_one_completes(
     report = await verify(vault, STREAM, mark=False)
     assert report.is_good, report.faults
     await prepare(vault, STREAM, Until())
-    refused, said = await run(command)
-    assert refused == 1, "the dead run's lock is respected while its lease lasts"
-    assert "is held by" in said
-    let_leases_end(tmp_path / "store")
-    await asyncio.sleep(1.1)
+    # The dead run's lock is no obstacle: its process ran here, and is gone.
     code, said = await run(command)
     assert code == 0, said
     await archive(client, vault)

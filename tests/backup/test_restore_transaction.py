@@ -352,7 +352,7 @@ async def test_what_one_store_lacks_comes_from_the_other(
     await archive(client, vault)
     whole = await bodies(client)
     offsite = Vault(DirectoryStore(tmp_path / "offsite", name="offsite"), Sealer())
-    await upload_missing(vault.store, offsite.store)
+    await upload_missing(vault, offsite)
     segments = sorted((await vault.catalogue(STREAM)).newest.segments)  # type: ignore[union-attr]
     await vault.store.delete(segments[-1].key)
     data = await vault.store.get(segments[0].key)

@@ -221,8 +221,8 @@ async def run_service(settings: BackupSettings) -> None:
     uploader: SegmentUploader | None = None
     if backup.offsite is not None:
         uploader = SegmentUploader(
-            backup.local.store,
-            backup.offsite.store,
+            backup.local,
+            backup.offsite,
             on_upload=lambda: backup.metrics.last_upload.set(backup.clock.now().timestamp()),
         )
         parts.append(Loop("upload", uploader.run))
@@ -277,6 +277,8 @@ def _archive_probe(archiver: Archiver, clock: Clock) -> Probe:
 
 def _uploads(uploader: SegmentUploader) -> Probe:
     def probe() -> Check:
+        if uploader.damaged:
+            return Check(Status.DEGRADED, uploader.damaged)
         if uploader.last_error:
             return Check(Status.DEGRADED, f"{uploader.waiting} segments wait")
         return Check(Status.OK)

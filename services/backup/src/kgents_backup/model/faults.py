@@ -3,6 +3,7 @@
 PermanentError
 ├── CorruptError        a stored file is not what was written; names the file
 ├── RefusedError        the command would destroy something, and was not told that it may
+├── ClockError          this machine's clock is not the server's
 └── UnrecoverableError  no snapshot and no segments lead to what was asked for
 TransientError
 ├── StoreError          the store is away, full or slow
@@ -37,6 +38,10 @@ class RefusedError(PermanentError):
 
 class UnrecoverableError(PermanentError):
     """The stored snapshots and segments do not lead to the wanted moment."""
+
+
+class ClockError(PermanentError):
+    """The clock differs from the server's: what is named or deleted by it would be wrong."""
 
 
 class StoreError(TransientError):

@@ -5,6 +5,8 @@
     snapshots/<stream>/<line>/<id>/verified                        the whole was read back and found good
     segments/<stream>/<line>/<first>-<last>-<from ms>-<to ms>.seg
     databases/<id>/<schema>.<table>.<part>.part … manifest.json
+    heads/<stream>/<line>/<last>-<last ms>                          how far the line was archived
+    restores/<stream>.json                                         a restore under way
     locks/<name>.json
 
 A listing alone is enough to plan a restore: a segment's name says which sequences and moments it covers.
@@ -24,6 +26,9 @@ _SNAPSHOT = re.compile(r"snapshots/(?P<stream>[^/]+)/(?P<line>[^/]+)/(?P<id>[^/]
 _IDENTITY = re.compile(r"(?P<at>\d{8}T\d{6}Z)-(?P<last>\d{20})-(?P<last_ms>\d{13})")
 _LINE = re.compile(r"(?P<created>\d{8}T\d{12}Z)\.(?P<number>\d{3})")
 
+_HEAD = re.compile(r"heads/(?P<stream>[^/]+)/(?P<line>[^/]+)/(?P<last>\d{20})-(?P<last_ms>\d{13})")
+
+HEADS = "heads/"
 MANIFEST = "manifest.json"
 VERIFIED = "verified"
 
@@ -164,6 +169,23 @@ def segments_prefix(stream: str, line: Line) -> str:
 def line_key(stream: str, line: Line) -> str:
     """Where a line's beginning is described."""
     return f"lines/{stream}/{line}.json"
+
+
+def heads_prefix(stream: str, line: Line) -> str:
+    """Where it stands how far a line was archived."""
+    return f"{HEADS}{stream}/{line}/"
+
+
+def head_key(name: SegmentName) -> str:
+    """The file that says that the line was archived to this segment's end."""
+    return f"{heads_prefix(name.stream, name.line)}{name.last:020}-{name.last_ms:013}"
+
+
+def parse_head(key: str) -> tuple[Line, int] | None:
+    """The line and the sequence to which it was archived; None for another key."""
+    found = _HEAD.fullmatch(key)
+    line = Line.parse(found["line"]) if found else None
+    return (line, int(found["last"])) if found and line else None
 
 
 def database_prefix(identity: str) -> str:

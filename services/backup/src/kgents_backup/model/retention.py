@@ -40,7 +40,7 @@ def prune(catalogue: Catalogue, *, now: datetime, keep: timedelta) -> Pruning:
     horizon = now - keep
     # A bad new snapshot must not push out an old good one.
     good = [s for files in catalogue.lines.values() for s in files.verified]
-    precious = {max(good, key=lambda s: s.at)} if good else set(catalogue.snapshots)
+    precious = {max(good, key=lambda s: (s.line, s.last, s.at))} if good else set(catalogue.snapshots)
     if catalogue.snapshots:
         precious.add(catalogue.snapshots[-1])
     newest = max((line for line, f in catalogue.lines.items() if f.snapshots or f.segments), default=None)
@@ -51,8 +51,10 @@ def prune(catalogue: Catalogue, *, now: datetime, keep: timedelta) -> Pruning:
         old = _old(files, horizon, is_newest=line == newest)
         drop = [s for s in old[0] if s not in precious]
         kept = [s for s in files.snapshots if s not in drop]
-        floor = min((s.last for s in kept), default=None)
-        drop_segments = [s for s in old[1] if floor is None or s.last <= floor]
+        # Only a snapshot that was found good stands for what it covers.
+        floor = min((s.last for s in kept if s in files.verified), default=None)
+        is_over = line != newest and not kept
+        drop_segments = [s for s in old[1] if is_over or (floor is not None and s.last <= floor)]
         snapshots += drop
         segments += drop_segments
         if line != newest and not kept and len(drop_segments) == len(files.segments):

@@ -195,6 +195,7 @@ class Archiver:
         self._check()
         self._crash.reach("archive.before_segment")
         await self._vault.write_segment(name, data)
+        await self._vault.write_head(name)
         self._crash.reach("archive.after_segment")
         now = self._clock.now()
         self.state.lag_seconds = max(0.0, (moments.of(now) - self._held[0].time) / moments.NANOSECONDS)

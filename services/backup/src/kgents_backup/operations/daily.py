@@ -13,12 +13,12 @@ import structlog
 from kgents_backup.metrics import Metrics
 from kgents_backup.model.keys import SnapshotName
 from kgents_backup.model.ports import NoProgress, Progress
-from kgents_backup.operations import databases
+from kgents_backup.operations import clocks, databases
 from kgents_backup.operations.drilling import drill
 from kgents_backup.operations.pruning import merge, prune, prune_databases
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.operations.uploading import upload_missing
-from kgents_backup.operations.verifying import verify
+from kgents_backup.operations.verifying import verify, verify_databases
 from kgents_backup.sinks.announcing import Announcer, Silence
 from kgents_backup.sinks.scratch import scratch_server
 from kgents_backup.sinks.store import Lease, Vault
@@ -88,6 +88,7 @@ class DailyRun:
                     outcome.snapshots[stream] = taken[stream].id
             if self.database_url is not None:
                 async with self._step(outcome, "dump"):
+                    await clocks.require(await self.client(), self.streams[0], self.clock)
                     await databases.dump(
                         self.database_url,
                         self.local,
@@ -101,9 +102,17 @@ class DailyRun:
             for stream, name in taken.items():
                 async with self._step(outcome, f"verify {stream}"):
                     await self.verify(self.local, stream, only=name)
+            if self.database_url is not None:
+                async with self._step(outcome, "verify dumps"):
+                    dumped = await verify_databases(self.local, progress=self.progress)
+                    if not dumped.is_good:
+                        raise PermanentError("; ".join(dumped.faults))
             async with self._step(outcome, "upload"):
                 outcome.uploaded = await self.upload()
-            await self._prune(outcome, lease)
+            async with self._step(outcome, "clock"):
+                for stream in self.streams:
+                    await clocks.require(await self.client(), stream, self.clock)
+                await self._prune(outcome, lease)
         for stream in self.streams:
             async with self._step(outcome, f"drill {stream}"):
                 outcome.drills[stream] = await self.drill(stream)
@@ -162,9 +171,7 @@ class DailyRun:
         """
         if self.offsite is None:
             return 0
-        copied = await upload_missing(
-            self.local.store, self.offsite.store, progress=self.progress, crash=self.crash
-        )
+        copied = await upload_missing(self.local, self.offsite, progress=self.progress, crash=self.crash)
         self.metrics.last_upload.set(self.clock.now().timestamp())
         return copied
 

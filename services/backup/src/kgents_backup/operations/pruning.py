@@ -11,9 +11,17 @@ import structlog
 
 from kgents_backup.model import moments, retention, segment
 from kgents_backup.model.catalogue import LineFiles
-from kgents_backup.model.keys import MANIFEST, Line, SegmentName, database_prefix, line_key
+from kgents_backup.model.keys import (
+    MANIFEST,
+    VERIFIED,
+    Line,
+    SegmentName,
+    database_prefix,
+    heads_prefix,
+    line_key,
+)
 from kgents_backup.model.segment import Message
-from kgents_backup.operations.uploading import superseded
+from kgents_backup.operations.superseding import superseded
 from kgents_backup.sinks.store import DirectoryStore, Vault
 from kgents_common.crash import CrashPoints
 
@@ -75,6 +83,8 @@ async def prune(
         check()
         await vault.store.delete(key)
     for line in found.lines:
+        for head in await vault.store.list(heads_prefix(stream, line)):
+            await vault.store.delete(head.key)
         await vault.store.delete(line_key(stream, line))
     if isinstance(vault.store, DirectoryStore):
         report.unfinished += await asyncio.to_thread(
@@ -93,7 +103,7 @@ async def prune(
 async def prune_databases(
     vault: Vault, *, now: datetime, keep: timedelta, dry_run: bool = False
 ) -> PruneReport:
-    """Delete dumps older than `keep`, but never the last one, and unfinished ones.
+    """Delete dumps older than `keep`, but never the last one nor the last good one, and unfinished ones.
 
     Raises:
         StoreError: The store failed.
@@ -104,7 +114,8 @@ async def prune_databases(
         folders.setdefault(entry.key.rpartition("/")[0] + "/", []).append(entry.key)
     finished = sorted(f for f, keys in folders.items() if f + MANIFEST in keys)
     edge = database_prefix((now - keep).strftime("%Y%m%dT%H%M%SZ"))
-    drop = [f for f in finished[:-1] if f < edge]
+    good = [f for f in finished if f + VERIFIED in folders[f]]
+    drop = [f for f in finished[:-1] if f < edge and f not in good[-1:]]
     for folder, keys in folders.items():
         if folder in drop:
             report.dumps += 1

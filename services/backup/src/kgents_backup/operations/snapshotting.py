@@ -15,6 +15,7 @@ from kgents_backup.model.faults import RestoringError, StoreError
 from kgents_backup.model.keys import SnapshotName, stamp
 from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.model.restoration import is_closed
+from kgents_backup.operations import clocks
 from kgents_backup.operations.lines import current_line
 from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.snapshot import SnapshotStream, snapshot
@@ -48,6 +49,7 @@ async def take_snapshot(
 
     Raises:
         PermanentError: There is no such stream.
+        ClockError: This machine's clock is not the server's.
         RestoringError: It is being restored.
         TransientError: The server or the store failed; nothing is published.
     """
@@ -58,6 +60,7 @@ async def take_snapshot(
         raise PermanentError(f"there is no stream {stream}", hint="apply the streams, or restore it")
     if is_closed(info.config):
         raise RestoringError(f"{stream} is being restored", hint="take it when the restore is over")
+    await clocks.require(client, stream, clock)
     line = await current_line(client, await vault.catalogue(stream), info)
     consumers = await durable_consumers(client, stream)
     now, begun = clock.now(), clock.monotonic()

@@ -1,67 +1,113 @@
-"""Copying the local store to the off-site one: what is missing there, each snapshot's manifest last."""
+"""Copying the local store to the off-site one: what is missing there and sound here, in a good order.
+
+What is there stays: a damaged file here never replaces a good one there. A line's beginning goes before its
+segments, a snapshot's manifest after its parts, a line's head last.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
 
 import structlog
 
-from kgents_backup.model.catalogue import LineFiles
-from kgents_backup.model.faults import StoreError
-from kgents_backup.model.keys import MANIFEST, VERIFIED, SegmentName
-from kgents_backup.model.ports import Entry, NoProgress, Progress, Store
+from kgents_backup.model.faults import CorruptError, StoreError
+from kgents_backup.model.keys import HEADS, MANIFEST, VERIFIED, SegmentName, line_key
+from kgents_backup.model.ports import Entry, NoProgress, Progress
+from kgents_backup.operations.soundness import Soundness
+from kgents_backup.sinks.store import Vault
 from kgents_common.crash import CrashPoints
-from kgents_common.retry import Patience
 
-PREFIXES = ("lines/", "segments/", "snapshots/", "databases/")
+PREFIXES = ("lines/", "segments/", "snapshots/", "databases/", HEADS)
 
 _log = structlog.get_logger()
 
 
 async def upload_missing(
-    local: Store,
-    offsite: Store,
+    local: Vault,
+    offsite: Vault,
     *,
     progress: Progress | None = None,
     crash: CrashPoints | None = None,
 ) -> int:
     """Copy every file that the off-site store lacks; how many.
 
-    A file that is there with another size was cut by a service that is not atomic: it is written again.
-    Snapshots without a manifest are not copied: they are unfinished.
+    A file that is there with another size may have been cut by a service that is not atomic: the one that
+    is sound stays. Snapshots without a manifest are not copied: they are unfinished.
 
     Raises:
+        CorruptError: Files here are damaged and were not copied, but everything else was.
         StoreError: One of the stores failed; what was copied stays, the rest comes with the next call.
     """
     progress = progress or NoProgress()
     crash = crash or CrashPoints(None)
-    missing: list[Entry] = []
+    missing: list[tuple[Entry, bool]] = []
     for prefix in PREFIXES:
-        there = {e.key: e.size for e in await offsite.list(prefix)}
-        here = list(await local.list(prefix))
+        there = {e.key: e.size for e in await offsite.store.list(prefix)}
+        here = list(await local.store.list(prefix))
         finished = {e.key.removesuffix(MANIFEST) for e in here if e.key.endswith("/" + MANIFEST)}
         missing += [
-            e
+            (e, e.key in there)
             for e in here
             if there.get(e.key) != e.size
             and (prefix not in ("snapshots/", "databases/") or _folder(e.key) in finished)
         ]
-    progress.begin("upload", sum(e.size for e in missing), "bytes")
+    progress.begin("upload", sum(e.size for e, _ in missing), "bytes")
+    damaged: list[str] = []
+    copied = 0
+    copier = _Copier(local, offsite)
     try:
-        for entry in sorted(missing, key=_order):
+        for entry, is_there in sorted(missing, key=_order):
             if entry.key.endswith("/" + MANIFEST):
                 crash.reach("upload.before_manifest")
             try:
-                await offsite.put(entry.key, await local.get(entry.key))
+                copied += await copier.copy(entry.key, is_there=is_there)
             except FileNotFoundError:  # pruned meanwhile
+                continue
+            except CorruptError as error:
+                damaged.append(error.key)
+                _log.error("upload.damaged_here", file=error.key, reason=str(error))
                 continue
             crash.reach("upload.after_file")
             progress.advance(entry.size)
     finally:
         progress.end()
-    return len(missing)
+    if damaged:
+        raise CorruptError(damaged[0], f"is damaged here and was not copied ({len(damaged)} files are)")
+    return copied
+
+
+class _Copier:
+    """Copies one file at a time, only what is sound, never over what is."""
+
+    def __init__(self, local: Vault, offsite: Vault) -> None:
+        self._local = local
+        self._offsite = offsite
+        self._here = Soundness(local)
+        self._there = Soundness(offsite)
+
+    async def copy(self, key: str, *, is_there: bool = False) -> int:
+        """Copy it; 1 where that changed something, 0 where it was there.
+
+        Raises:
+            CorruptError: It is damaged here.
+            FileNotFoundError: It is gone here.
+            StoreError: A store failed.
+        """
+        data = await self._local.store.get(key)
+        reason = await self._here.fault(key, data)
+        if reason:
+            raise CorruptError(key, reason.partition(": ")[2] or reason)
+        if not is_there and await self._offsite.store.create(key, data):
+            return 1
+        try:
+            found = await self._offsite.store.get(key)
+        except FileNotFoundError:
+            found = b""
+        if found == data or (found and not await self._there.fault(key, found)):
+            return 0
+        await self._offsite.store.put(key, data)
+        return 1
 
 
 class SegmentUploader:
@@ -73,21 +119,22 @@ class SegmentUploader:
 
     def __init__(
         self,
-        local: Store,
-        offsite: Store,
+        local: Vault,
+        offsite: Vault,
         *,
         on_upload: Callable[[], None] = lambda: None,
-        longest_wait_seconds: float = 15,
+        retry_seconds: float = 5,
     ) -> None:
         self._local = local
         self._offsite = offsite
+        self._copier = _Copier(local, offsite)
         self._on_upload = on_upload
-        self._patience = Patience(
-            "backup.upload", first=timedelta(seconds=1), longest=timedelta(seconds=longest_wait_seconds)
-        )
+        self._retry = retry_seconds
         self._wanted = asyncio.Event()
-        self._queue: dict[str, None] = {}
+        self._queue: dict[SegmentName, None] = {}
+        self._lines: set[str] = set()
         self.last_error: str = ""
+        self.damaged: str = ""
 
     @property
     def waiting(self) -> int:
@@ -96,7 +143,7 @@ class SegmentUploader:
 
     def add(self, name: SegmentName) -> None:
         """Have a stored segment copied."""
-        self._queue[name.key] = None
+        self._queue[name] = None
         self._wanted.set()
 
     async def run(self) -> None:
@@ -105,41 +152,51 @@ class SegmentUploader:
         while True:
             try:
                 if not is_complete:
-                    await upload_missing(self._local, self._offsite)
+                    await self._missing()
                     is_complete = True
                     self._on_upload()
                 while self._queue:
-                    key = next(iter(self._queue))
-                    try:
-                        await self._offsite.put(key, await self._local.get(key))
-                        self._on_upload()
-                    except FileNotFoundError:
-                        _log.info("upload.pruned_meanwhile", key=key)
-                    self._queue.pop(key, None)
+                    name = next(iter(self._queue))
+                    await self._copy(name)
+                    self._queue.pop(name, None)
                 self.last_error = ""
-                self._patience.progressed()
                 self._wanted.clear()
                 await self._wanted.wait()
             except StoreError as error:
                 self.last_error = str(error)
-                await self._patience.wait(error)
+                _log.warning("upload.failed", error=str(error), waiting=len(self._queue))
+                await asyncio.sleep(self._retry)
 
+    async def _missing(self) -> None:
+        try:
+            await upload_missing(self._local, self._offsite)
+            self.damaged = ""
+        except CorruptError as error:
+            self.damaged = str(error)
 
-def superseded(files: LineFiles) -> list[SegmentName]:
-    """Segments that a longer one accounts for whole."""
-    found: list[SegmentName] = []
-    reach = 0
-    for name in sorted(files.segments, key=lambda s: (s.first, -s.last)):
-        if name.last <= reach:
-            found.append(name)
-        reach = max(reach, name.last)
-    return found
+    async def _copy(self, name: SegmentName) -> None:
+        """The line's beginning first: without it the segments could not be restored."""
+        line = line_key(name.stream, name.line)
+        try:
+            if line not in self._lines:
+                await self._copier.copy(line)
+                self._lines.add(line)
+            await self._copier.copy(name.key)
+            await self._offsite.write_head(name)
+            self._on_upload()
+        except FileNotFoundError:
+            _log.info("upload.pruned_meanwhile", key=name.key)
+        except CorruptError as error:
+            self.damaged = str(error)
+            _log.error("upload.damaged_here", file=error.key, reason=str(error))
 
 
 def _folder(key: str) -> str:
     return key.rpartition("/")[0] + "/"
 
 
-def _order(entry: Entry) -> tuple[int, str]:
-    name = entry.key.rpartition("/")[2]
-    return ({MANIFEST: 1, VERIFIED: 2}.get(name, 0), entry.key)
+def _order(found: tuple[Entry, bool]) -> tuple[int, int, str]:
+    key = found[0].key
+    name = key.rpartition("/")[2]
+    place = next(n for n, prefix in enumerate(PREFIXES) if key.startswith(prefix))
+    return (place, {MANIFEST: 1, VERIFIED: 2}.get(name, 0), key)

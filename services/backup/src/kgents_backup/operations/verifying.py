@@ -9,7 +9,7 @@ import structlog
 from kgents_backup.model.catalogue import Catalogue
 from kgents_backup.model.documents import DatabaseManifest
 from kgents_backup.model.faults import CorruptError
-from kgents_backup.model.keys import MANIFEST, SegmentName, SnapshotName
+from kgents_backup.model.keys import MANIFEST, VERIFIED, SegmentName, SnapshotName
 from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.sinks.store import Vault
 
@@ -85,18 +85,22 @@ async def verify(
     finally:
         progress.end()
     report.faults += _holes(catalogue, only)
+    if only is None and not (report.snapshots or report.segments):
+        report.faults.append(f"{vault.name}: nothing is stored of {stream}: is the store mounted?")
     return report
 
 
 async def verify_databases(vault: Vault, *, progress: Progress | None = None) -> VerifyReport:
-    """Read every dump of the databases.
+    """Read every dump of the databases; those that are good are marked so.
 
     Raises:
         StoreError: The store does not answer.
     """
     report = VerifyReport()
     progress = progress or NoProgress()
-    for entry in await vault.store.list("databases/"):
+    entries = await vault.store.list("databases/")
+    marked = {e.key for e in entries if e.key.endswith("/" + VERIFIED)}
+    for entry in entries:
         if not entry.key.endswith("/" + MANIFEST):
             continue
         prefix = entry.key.removesuffix(MANIFEST)
@@ -106,8 +110,11 @@ async def verify_databases(vault: Vault, *, progress: Progress | None = None) ->
                 for part in table.parts:
                     await vault.read_part(prefix, part)
                     report.size_bytes += part.size_bytes
+            if prefix + VERIFIED not in marked:
+                await vault.store.put(prefix + VERIFIED, b"")
         except CorruptError as error:
             _damaged(report, error)
+            await vault.store.delete(prefix + VERIFIED)
         report.dumps += 1
     return report
 
@@ -136,10 +143,17 @@ def _holes(catalogue: Catalogue, only: SnapshotName | None) -> list[str]:
     for line, files in catalogue.lines.items():
         if only is not None and line != only.line:
             continue
-        bases = [only] if only is not None else files.snapshots[-1:]
+        # From the newest snapshot that was found good; where none was, the segments stand for themselves.
+        good = [s for s in files.snapshots if s in files.verified]
+        bases = [only] if only is not None else good[-1:]
         start = bases[0].last + 1 if bases else min((s.first for s in files.segments), default=1)
         chain = files.covering(start)
         reached = chain[-1].last if chain else start - 1
+        if files.lost_from is not None:
+            found.append(
+                f"segments/{catalogue.stream}/{line}/: was archived to sequence {files.promised},"
+                f" and nothing from {files.lost_from} on is there"
+            )
         if any(s.first > reached + 1 for s in files.segments):
             found.append(f"segments/{catalogue.stream}/{line}/: nothing accounts for sequence {reached + 1}")
     return found

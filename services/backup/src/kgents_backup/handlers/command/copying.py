@@ -8,6 +8,7 @@ import sys
 from kgents_backup.app import Backup
 from kgents_backup.handlers.command.surroundings import Arguments, streams_of
 from kgents_backup.handlers.schedule import archive
+from kgents_backup.operations import clocks
 from kgents_backup.operations.pruning import PruneReport, prune, prune_databases
 
 
@@ -50,6 +51,7 @@ async def run_daily(backup: Backup, _: Arguments) -> int:
 
 
 async def run_prune(backup: Backup, arguments: Arguments) -> int:
+    await clocks.require(await backup.client(), streams_of(backup, arguments)[0], backup.clock)
     now = backup.clock.now()
     async with backup.daily.lease(backup.local) as lease:
         for vault, keep in (

@@ -88,6 +88,11 @@ async def prepare(
             raise CorruptError(
                 f"segments/{stream}/{files.line}/", f"no segment accounts for sequence {found.hole}"
             )
+        if files.lost_from is not None and until == Until() and not fall_back:
+            raise CorruptError(
+                f"segments/{stream}/{files.line}/",
+                f"was archived to sequence {files.promised}, and nothing from {files.lost_from} on is there",
+            )
         appended, notes = _appended(files, others, is_wanted=line is None and until == Until())
         try:
             manifest = await vault.manifest(found.snapshot) if found.snapshot else None

@@ -2,6 +2,10 @@
 
 Whoever holds it renews it every third of its length. One that could not renew in time must publish nothing
 more: `check` is asked right before every manifest, segment and deletion.
+
+No wall clock but our own decides that another is dead: a lease whose file did not change for its whole length
+while we looked is over, whatever time its holder believed it was. One whose process is surely dead (it ran
+on this machine) is over at once.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -20,6 +25,7 @@ from kgents_backup.cancelling import cancelled
 from kgents_backup.model.faults import LockedError, StoreError
 from kgents_backup.model.keys import lock_key
 from kgents_backup.model.ports import Store
+from kgents_backup.sinks.store.process import Process
 from kgents_common.clock import Clock
 
 LEASE = timedelta(seconds=30)
@@ -31,6 +37,8 @@ class _Holder(msgspec.Struct, frozen=True):
     owner: str
     token: str
     until: datetime
+    process: Process | None = None
+    beat: int = 0
 
 
 class Lease:
@@ -52,6 +60,8 @@ class Lease:
         self._length = length
         self._token = secrets.token_hex(8)
         self._held_until = 0.0
+        self._beat = 0
+        self._seen: tuple[str, float] | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     def check(self) -> None:
@@ -80,11 +90,14 @@ class Lease:
             except FileNotFoundError:
                 raise LockedError(f"the lock {self._name} just changed hands", hint="try again") from None
             holder = _read(found.data)
-            if holder is not None and self._clock.now() < holder.until:
+            if holder is not None and not self._is_over(holder, found.version):
                 left = (holder.until - self._clock.now()).total_seconds()
                 raise LockedError(
                     f"the lock {self._name} is held by {holder.owner} for {left:.0f} s more",
-                    hint="wait; a run that died lets go when its lease ends",
+                    hint="wait; a run that died lets go when its lease ends"
+                    if left <= 2 * self._length.total_seconds()
+                    else "its clock is ahead of ours: wait half a minute and try again, or"
+                    f" `kgents-backup unlock {self._name}` if it is dead",
                 )
             if not await self._store.replace(self._key, self._content(), found.version):
                 raise LockedError(f"the lock {self._name} was taken at the same moment", hint="try again")
@@ -131,8 +144,60 @@ class Lease:
             except StoreError as error:
                 _log.warning("lease.not_renewed", lock=self._name, error=str(error))
 
+    def _is_over(self, holder: _Holder, version: str) -> bool:
+        if holder.process is not None and holder.process.is_surely_dead():
+            return True
+        if self._clock.now() >= holder.until:
+            return True
+        now = self._clock.monotonic()
+        if self._seen is None or self._seen[0] != version:
+            self._seen = (version, now)
+        return now - self._seen[1] > self._length.total_seconds()
+
     def _content(self) -> bytes:
-        return msgspec.json.encode(_Holder(self._owner, self._token, self._clock.now() + self._length))
+        self._beat += 1  # each renewal changes the file, for those who watch it
+        until = self._clock.now() + self._length
+        return msgspec.json.encode(_Holder(self._owner, self._token, until, Process.own(), self._beat))
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock as an operator sees it.
+
+    Attributes:
+        is_dead: Whether its holder's process is surely gone.
+    """
+
+    name: str
+    owner: str
+    until: datetime
+    is_dead: bool
+
+
+async def locks(store: Store) -> list[Lock]:
+    """Every lock that is held.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    found: list[Lock] = []
+    for entry in await store.list("locks/"):
+        with contextlib.suppress(FileNotFoundError):
+            holder = _read(await store.get(entry.key))
+            name = entry.key.removeprefix("locks/").removesuffix(".json")
+            if holder is not None:
+                is_dead = holder.process is not None and holder.process.is_surely_dead()
+                found.append(Lock(name, holder.owner, holder.until, is_dead))
+    return found
+
+
+async def unlock(store: Store, name: str) -> None:
+    """Take a lock away from whoever holds it; it notices with its next renewal and publishes nothing more.
+
+    Raises:
+        StoreError: It may still be held.
+    """
+    await store.delete(lock_key(name))
 
 
 def _read(data: bytes) -> _Holder | None:

@@ -12,7 +12,15 @@ from kgents_backup.model import catalogue, documents, segment
 from kgents_backup.model.catalogue import Catalogue
 from kgents_backup.model.documents import LineRecord, PartRecord, SnapshotManifest
 from kgents_backup.model.faults import CorruptError
-from kgents_backup.model.keys import MANIFEST, Line, SegmentName, SnapshotName, line_key
+from kgents_backup.model.keys import (
+    MANIFEST,
+    Line,
+    SegmentName,
+    SnapshotName,
+    head_key,
+    heads_prefix,
+    line_key,
+)
 from kgents_backup.model.ports import Entry, Store
 from kgents_backup.model.segment import Message, SegmentHeader
 from kgents_backup.sinks.store.sealing import Sealer
@@ -43,7 +51,7 @@ class Vault:
     async def entries(self, stream: str) -> list[Entry]:
         """Every file of a stream; errors as `catalogue`."""
         found: list[Entry] = []
-        for prefix in ("lines", "snapshots", "segments"):
+        for prefix in ("lines", "snapshots", "segments", "heads"):
             found += await self.store.list(f"{prefix}/{stream}/")
         return found
 
@@ -115,6 +123,18 @@ class Vault:
             StoreError: It is not stored.
         """
         await self.store.put(name.key, await asyncio.to_thread(self.sealer.seal, name.key, data))
+
+    async def write_head(self, name: SegmentName) -> None:
+        """Note that the line is archived to this segment's end, for whoever finds the segment missing.
+
+        Raises:
+            StoreError: It is not stored.
+        """
+        key = head_key(name)
+        await self.store.put(key, b"")
+        for entry in await self.store.list(heads_prefix(name.stream, name.line)):
+            if entry.key < key:
+                await self.store.delete(entry.key)
 
     async def read_segment(self, name: SegmentName) -> tuple[SegmentHeader, list[Message]]:
         """A segment's header and messages.
