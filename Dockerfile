@@ -22,6 +22,7 @@ WORKDIR /src
 COPY pyproject.toml uv.lock ./
 COPY libs/common/pyproject.toml libs/common/pyproject.toml
 COPY libs/devstack/pyproject.toml libs/devstack/pyproject.toml
+COPY deploy/observability/pyproject.toml deploy/observability/pyproject.toml
 COPY services/api/pyproject.toml services/api/pyproject.toml
 COPY services/metering/pyproject.toml services/metering/pyproject.toml
 COPY services/billing/pyproject.toml services/billing/pyproject.toml
