@@ -1,4 +1,4 @@
-"""The Dockerfile knows every member of the workspace, and is what the manifests and `make images` take it for."""
+"""The Dockerfile knows every member of the workspace, and is what manifests and `make images` take it for."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ SETTINGS: dict[str, type[BaseSettings]] = {
 # Read by libraries and not by our settings: OpenTelemetry's own, and uvicorn's list of proxies to believe.
 LIBRARIES = re.compile(r"OTEL_[A-Z_]+|FORWARDED_ALLOW_IPS")
 ADDRESS = re.compile(r"(?:([a-z0-9-]+)\.)?([a-z0-9-]+)\.(kgents-[a-z]+)\.svc(?:\.cluster\.local)?(?::(\d+))?")
+A_SECRET = "postgresql://a-secret-of-no-meaning"
 PER_OVERLAY = pytest.mark.parametrize("name", OVERLAYS)
 
 
@@ -270,9 +271,14 @@ def test_every_value_that_is_written_down_is_one_its_service_takes(name: str) ->
     """The settings are read as the service reads them; what comes from a Secret is a stand-in."""
     objects = overlay(name)
     for workload, container, settings in ours(objects):
-        told: dict[str, Any] = {
-            v["name"]: v.get("value", "postgresql://a-secret-of-no-meaning") for v in container.get("env", ())
-        }
+        told: dict[str, Any] = {}
+        for variable in container.get("env", ()):
+            reference = variable.get("valueFrom", {}).get("configMapKeyRef")
+            if reference and config_keys(objects, reference["name"], workload.namespace):
+                config = find(objects, "ConfigMap", reference["name"], workload.namespace)["data"]
+                told[variable["name"]] = config[reference["key"]]
+            elif "value" in variable or "secretKeyRef" in variable.get("valueFrom", {}):
+                told[variable["name"]] = variable.get("value", A_SECRET)
         for source in container.get("envFrom", ()):
             told |= find(objects, "ConfigMap", source["configMapRef"]["name"], workload.namespace)["data"]
         settings.model_validate(told)
