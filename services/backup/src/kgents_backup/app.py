@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import functools
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 from nats.errors import Error as NatsError
 from prometheus_client import CollectorRegistry
 
-from kgents_backup.handlers.schedule import Loop, archive, daily
+from kgents_backup.handlers.schedule import ArchiveWatch, Loop, archive, daily
 from kgents_backup.metrics import Metrics
 from kgents_backup.model.faults import ProtocolError
 from kgents_backup.model.keys import SegmentName
@@ -38,14 +37,14 @@ from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection, connect_options
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import ConfigurationError
-from kgents_common.health import Check, Health, Heartbeat, Probe, Status, routes
+from kgents_common.health import Check, Health, Heartbeat, Probe, Status, routes, up
 from kgents_common.publisher import Publisher
 from kgents_common.service import Part, serve
 from kgents_common.settings import process_id
 from kgents_common.telemetry import Tracing, new_registry
+from kgents_common.watchdog import StallMetrics
 
 SERVICE = "backup"
-ARCHIVE_SILENT_SECONDS = 60.0
 
 _log = structlog.get_logger()
 
@@ -228,13 +227,16 @@ async def run_service(settings: BackupSettings) -> None:
         parts.append(Loop("upload", uploader.run))
         health.useful["offsite"] = _uploads(uploader)
         backup.metrics.waiting_uploads.set_function(lambda: float(uploader.waiting))
-    health.needed["nats"] = lambda: (
-        Check(Status.OK) if connection.is_connected else Check(Status.DOWN, "not connected")
-    )
+    health.needed["nats"] = lambda: up(connection.is_reading)
+    stalls = StallMetrics(backup.registry)
     for stream in settings.streams:
         archiver, lease = backup.archiver(stream, uploader)
-        parts.append(Loop(f"archive.{stream}", _archiving(archiver, lease)))
-        health.useful[f"archive.{stream}"] = _archive_probe(archiver, backup.clock)
+        name = f"archive.{stream}"
+        archiving = Loop(name, functools.partial(archive, archiver, lease, backup.clock))
+        every = timedelta(seconds=settings.archive_seconds)
+        watch = ArchiveWatch(archiver, archiving, name, every=every, clock=backup.clock, metrics=stalls)
+        parts += [archiving, Loop(f"watch.{name}", watch.run)]
+        health.needed[name] = watch.check
         _watch(backup.metrics, stream, archiver)
     parts.append(
         Loop(
@@ -252,27 +254,11 @@ async def run_service(settings: BackupSettings) -> None:
     await serve(settings=settings, health=health, app=app, parts=parts, tracing=tracing)
 
 
-def _archiving(archiver: Archiver, lease: Lease) -> Callable[[], Coroutine[Any, Any, None]]:
-    return lambda: archive(archiver, lease)
-
-
 def _watch(metrics: Metrics, stream: str, archiver: Archiver) -> None:
     state = archiver.state
     metrics.archive_pending.labels(stream).set_function(lambda: float(state.pending))
     metrics.archive_position.labels(stream).set_function(lambda: float(state.position))
     metrics.archive_alive.labels(stream).set_function(lambda: state.stored_at)
-
-
-def _archive_probe(archiver: Archiver, clock: Clock) -> Probe:
-    def probe() -> Check:
-        if archiver.state.is_restoring:
-            return Check(Status.DEGRADED, "the stream is being restored")
-        silent = clock.now().timestamp() - archiver.state.stored_at
-        if silent > ARCHIVE_SILENT_SECONDS:
-            return Check(Status.DEGRADED, "has not moved on for a minute, or another instance archives")
-        return Check(Status.OK, f"{archiver.state.pending} messages behind")
-
-    return probe
 
 
 def _uploads(uploader: SegmentUploader) -> Probe:

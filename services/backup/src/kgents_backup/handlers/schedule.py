@@ -16,12 +16,17 @@ from kgents_backup.operations.daily import DailyRun
 from kgents_backup.sinks.store import Lease
 from kgents_common.clock import Clock
 from kgents_common.errors import KgentsError
+from kgents_common.health import Check, Status
 from kgents_common.retry import Patience
+from kgents_common.watchdog import StallMetrics
 
 # A run that was missed (the service was down at 02:00) is made up for once the newest snapshot is this old.
 OVERDUE = timedelta(hours=25)
 RETRY = timedelta(minutes=10)
 STANDBY_SECONDS = 10.0
+# How much longer than a segment's time an archive may store nothing: with segments of five seconds, ten.
+SILENCE_SECONDS = 5.0
+RESTART_SECONDS = 15.0
 FIRST_WAIT = timedelta(seconds=2)
 LONGEST_WAIT = timedelta(seconds=10)
 
@@ -45,6 +50,11 @@ class Loop:
         """Cancel, and wait for the end."""
         await cancelled(self._task)
 
+    async def restart(self) -> None:
+        """Stop, and begin again."""
+        await self.stop()
+        await self.start()
+
     async def _run(self) -> None:
         while True:
             try:
@@ -59,16 +69,76 @@ class Loop:
                 await asyncio.sleep(STANDBY_SECONDS)
 
 
-async def archive(archiver: Archiver, lease: Lease) -> None:
+class ArchiveWatch:
+    """Begins an archive anew that has the lock and does not move on, and says so.
+
+    Args:
+        every: How often a segment is written.
+    """
+
+    def __init__(
+        self,
+        archiver: Archiver,
+        loop: Loop,
+        name: str,
+        *,
+        every: timedelta,
+        clock: Clock,
+        metrics: StallMetrics,
+    ) -> None:
+        self._state = archiver.state
+        self._loop = loop
+        self._name = name
+        self._limit = every.total_seconds() + SILENCE_SECONDS
+        self._clock = clock
+        self._metrics = metrics
+        metrics.stalled.labels(name)
+        metrics.restarts.labels(name)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long nothing was stored though this process archives; 0 where something was lately."""
+        if not self._state.held_at or self._state.is_restoring:
+            return 0.0
+        silent = self._clock.now().timestamp() - max(self._state.held_at, self._state.stored_at)
+        return silent if silent > self._limit else 0.0
+
+    def check(self) -> Check:
+        """For readiness: it archives and moves on, or stands by."""
+        if self._state.is_restoring:
+            return Check(Status.DEGRADED, "the stream is being restored")
+        if not self._state.held_at:
+            return Check(Status.DEGRADED, "stands by: another instance has the lock, or it is not to be had")
+        stalled = self.stalled_seconds
+        if stalled:
+            return Check(Status.DOWN, f"has stored nothing for {stalled:.0f} s")
+        return Check(Status.OK, f"{self._state.pending} messages behind")
+
+    async def run(self) -> None:
+        """Look every second; for ever."""
+        while True:
+            stalled = self.stalled_seconds
+            self._metrics.stalled.labels(self._name).set(stalled)
+            if stalled:
+                _log.error("archive.stalled", archive=self._name, seconds=round(stalled, 1))
+                self._metrics.restarts.labels(self._name).inc()
+                await self._loop.restart()
+                await asyncio.sleep(RESTART_SECONDS)
+            await asyncio.sleep(1)
+
+
+async def archive(archiver: Archiver, lease: Lease, clock: Clock) -> None:
     """Archive one stream while holding its lock.
 
     Raises:
         LockedError: Another process archives it: the caller stands by and tries again.
     """
     await lease.acquire()
+    archiver.state.held_at = clock.now().timestamp()
     try:
         await archiver.run()
     finally:
+        archiver.state.held_at = 0.0
         async with asyncio.timeout(10):
             await archiver.close()
         await lease.release()

@@ -56,6 +56,7 @@ class ArchiveState:
         pending: Messages of the stream that are not.
         lag_seconds: How old the oldest message of the last segment was when it was stored: the RPO.
         stored_at: Unix seconds of the last time it was known to be caught up or moved on; 0 for never.
+        held_at: Unix seconds since when this process has the stream's lock; 0 while it has not.
     """
 
     line: Line | None = None
@@ -63,6 +64,7 @@ class ArchiveState:
     pending: int = 0
     lag_seconds: float = 0.0
     stored_at: float = 0.0
+    held_at: float = 0.0
     segments: int = 0
     messages: int = 0
     is_restoring: bool = False

@@ -24,7 +24,8 @@ async def run_archive(backup: Backup, arguments: Arguments) -> int:
         return 0
     async with asyncio.TaskGroup() as group:
         for stream in streams:
-            group.create_task(archive(*backup.archiver(stream)))
+            archiver, lease = backup.archiver(stream)
+            group.create_task(archive(archiver, lease, backup.clock))
     return 0
 
 
