@@ -15,11 +15,13 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_common.crash import CrashPoints
 from kgents_metering.model.event import Event
 from kgents_metering.model.meters import parse
+from kgents_metering.model.rollup import GroupKeys
 from kgents_metering.sinks.ledger.apply import Ledger, as_multirange
 from kgents_metering.sinks.ledger.gaps import gaps
 from kgents_metering.sinks.ledger.meter_changes import sync
 from kgents_metering.sinks.ledger.meters import backfill
 
+from .conftest import METERS
 from .messages import EPOCH, NOON, body, classify, dead, event, message
 
 Pool = AsyncConnectionPool[AsyncConnection]
@@ -117,7 +119,7 @@ async def test_sums_are_exact(ledger: Ledger, pool: Pool) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        {"tokens": 1, "model": "x" * 100_000},
+        {"tokens": 1, "model": "x" * 2048},
         {"tokens": 1, "model": "a\x00b"},
         {"tokens": 1, "model": {"deep": ["\x00", None, 1.5]}},
         {"tokens": "9" * 399},
@@ -132,6 +134,35 @@ async def test_strange_values_do_not_stop_the_ledger(
     """Rule: whatever the door accepts, the ledger stores; nothing blocks the stream."""
     outcome = await ledger.apply([event(1, "strange", data=data), event(2, "plain")], [])
     assert outcome.counts["accepted"] == 2
+
+
+async def test_a_group_that_is_too_large_is_a_dead_letter(ledger: Ledger, pool: Pool) -> None:
+    """Rule: memory is bounded in bytes; nothing of the event is lost, and it blocks nobody."""
+    large = {"tokens": 1, "model": "x" * 2049}
+    outcome = await ledger.apply([event(1, "large", data=large), event(2, "plain")], [])
+    assert (outcome.counts["accepted"], outcome.counts["dead"]) == (1, 1)
+    assert await select(pool, "select seq, code from metering.dead") == [(1, "group_value_too_large")]
+    assert (await tokens(pool), await select(pool, "select count(*) from metering.outbox")) == (10, [(1,)])
+    assert await gaps(pool, "AGENTESE") == []
+
+
+async def test_one_that_an_earlier_release_counted_stays_a_duplicate(ledger: Ledger, pool: Pool) -> None:
+    """Rule: an update changes nothing of what was counted."""
+    large = {"tokens": 1, "model": "x" * 5000}
+    await sync(pool, [])
+    await ledger.apply([event(1, "large", data=large)], [])
+    await sync(pool, METERS)
+    outcome = await ledger.apply([event(1, "large", data=large), event(7, "large", data=large)], [])
+    assert (outcome.counts["redelivered"], outcome.counts["duplicate"], outcome.counts["dead"]) == (1, 1, 0)
+
+
+def test_known_groups_take_a_bounded_amount_of_memory() -> None:
+    """Rule: caches are bounded in bytes: a thousand groups of 400 kB held 764 MB."""
+    keys = GroupKeys(1024 * 1024)
+    for number in range(2000):
+        group = (("model", f"{number}" + "x" * (number % 2048)),)
+        assert keys.of(group) == GroupKeys(0).of(group)
+        assert keys.held_bytes <= 1024 * 1024
 
 
 async def test_two_workers_with_the_same_messages_count_them_once(pool: Pool) -> None:

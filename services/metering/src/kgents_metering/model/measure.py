@@ -18,6 +18,9 @@ from kgents_metering.model.meters import Aggregation, Meter, Path, parse_path
 # Nothing smaller than float64's least positive number is told from zero downstream; a sum must be storable.
 SMALLEST_EXPONENT = -324
 MAX_NUMBER_CHARACTERS = 400
+# Groups are kept in memory, in rows and in answers: what is longer is no group but a text.
+MAX_GROUP_CHARACTERS = 2048
+GROUP_TOO_LARGE = "group_value_too_large"
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _MISSING = object()
@@ -54,6 +57,23 @@ Measure = Callable[[object], Sample | Invalid]
 
 def compile_meter(meter: Meter) -> Measure:
     """A function from an event's decoded `data` (floats as Decimal) to what it adds, paths resolved once."""
+    measure = _unbounded(meter)
+    if not meter.group_by:
+        return measure
+
+    def bounded(data: object) -> Sample | Invalid:
+        found = measure(data)
+        if isinstance(found, Sample):
+            for key, value in found.group:
+                if len(value) > MAX_GROUP_CHARACTERS:
+                    rule = f"group value of {key} is longer than {MAX_GROUP_CHARACTERS} characters"
+                    return Invalid(GROUP_TOO_LARGE, f"invalid event: {rule}")
+        return found
+
+    return bounded
+
+
+def _unbounded(meter: Meter) -> Measure:
     groups = tuple((key, _path(path)) for key, path in meter.group_by)
     get_group = _group_reader(groups)
     if meter.value_property is None:

@@ -22,20 +22,37 @@ _MOST_HOURS = (1 << 63 - _SEQUENCE_BITS) - 1
 Group = tuple[tuple[str, str], ...]
 Key = tuple[int, str, datetime, bytes]
 
-_group_keys: dict[Group, tuple[bytes, str]] = {}
-_GROUP_CACHE = 10_000
+
+class GroupKeys:
+    """The keys of the groups that were seen lately, up to so much memory."""
+
+    # An entry's texts are kept twice, and a character takes at most four bytes.
+    ENTRY_BYTES = 500
+    CHARACTER_BYTES = 8
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._known: dict[Group, tuple[bytes, str]] = {}
+        self.held_bytes = 0
+
+    def of(self, group: Group) -> tuple[bytes, str]:
+        """The 16-byte key of a group and its JSON; the same group always has the same key."""
+        found = self._known.get(group)
+        if found is None:
+            text = json.dumps(dict(group), sort_keys=True, ensure_ascii=False)
+            found = (hashlib.blake2b(text.encode(), digest_size=16).digest(), text)
+            size = self.ENTRY_BYTES + self.CHARACTER_BYTES * len(text)
+            if self.held_bytes + size > self._max_bytes:
+                self._known.clear()
+                self.held_bytes = 0
+            if size <= self._max_bytes:
+                self._known[group] = found
+                self.held_bytes += size
+        return found
 
 
-def group_key(group: Group) -> tuple[bytes, str]:
-    """The 16-byte key of a group and its JSON; the same group always has the same key."""
-    found = _group_keys.get(group)
-    if found is None:
-        text = json.dumps(dict(group), sort_keys=True, ensure_ascii=False)
-        found = (hashlib.blake2b(text.encode(), digest_size=16).digest(), text)
-        if len(_group_keys) >= _GROUP_CACHE:
-            _group_keys.clear()
-        _group_keys[group] = found
-    return found
+_group_keys = GroupKeys(16 * 1024 * 1024)
+group_key = _group_keys.of
 
 
 def stream_order(epoch: datetime, seq: int) -> int:

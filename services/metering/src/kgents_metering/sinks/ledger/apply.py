@@ -15,7 +15,7 @@ from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
 from kgents_common.dead_letters import Burial, bury
 from kgents_metering.model.event import Dead, Event, Message
-from kgents_metering.model.measure import Sample
+from kgents_metering.model.measure import GROUP_TOO_LARGE, Invalid, Sample
 from kgents_metering.model.rollup import Rollup, stream_order
 from kgents_metering.sinks.ledger.meters import EMPTY, LOCK, MeterSet, current
 from kgents_metering.sinks.ledger.rollups import add_rollup
@@ -76,6 +76,9 @@ on conflict (stream, epoch) do update set floor = greatest(c.floor, excluded.flo
 """
 _ENCODER = msgspec.json.Encoder()
 
+# Of one event: the id of a meter and what the event adds to it, or why it cannot.
+Samples = Sequence[tuple[int, Sample | Invalid]]
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -127,8 +130,10 @@ class Ledger:
                 async with connection.transaction():
                     await connection.execute(LOCK)
                     meters = await current(connection, self.meters)
+                    ordered, samples, unfit = await _fit(connection, ordered, meters)
+                    dead = [*dead, *unfit]
                     accepted = await self._count(connection, ordered) if ordered else {}
-                    await self._roll_up(connection, ordered, accepted, meters, invalid_counts)
+                    await self._roll_up(connection, ordered, samples, accepted, invalid_counts)
                     repeated = [e for place, e in enumerate(ordered, 1) if place not in accepted]
                     if repeated:
                         counts += await self._tell_apart(connection, repeated)
@@ -156,27 +161,20 @@ class Ledger:
         self,
         connection: AsyncConnection,
         events: Sequence[Event],
+        samples: Sequence[Samples],
         accepted: dict[int, int],
-        meters: MeterSet,
         invalid_counts: Counter[str],
     ) -> None:
         rollup = Rollup()
         invalid: list[tuple[int, int, str, str]] = []
         for place, n in accepted.items():
             event = events[place - 1]
-            in_force = meters.by_type.get(event.type)
-            if not in_force:
-                continue
-            data = event.decoded()
             order = stream_order(event.message.epoch, event.message.seq)
-            for found in in_force:
-                if not found.meter.counts_at(event.time):
-                    continue
-                sample = found.measure(data)
+            for meter, sample in samples[place - 1]:
                 if isinstance(sample, Sample):
-                    rollup.add(found.id, event.tenant, event.time, order, sample)
+                    rollup.add(meter, event.tenant, event.time, order, sample)
                 else:
-                    invalid.append((n, found.id, sample.code, sample.message))
+                    invalid.append((n, meter, sample.code, sample.message))
                     invalid_counts[sample.code] += 1
         await add_rollup(connection, rollup, invalid)
 
@@ -220,6 +218,47 @@ class Ledger:
             by_epoch.setdefault(message.epoch, []).append(message.seq)
         for epoch, sequences in by_epoch.items():
             await connection.execute(_CURSOR, [self._stream, epoch, as_multirange(sequences)])
+
+
+async def _fit(
+    connection: AsyncConnection, events: Sequence[Event], meters: MeterSet
+) -> tuple[list[Event], list[Samples], list[Dead]]:
+    """The events that can be counted, what each adds to which meter, and those that are dead letters.
+
+    A group that is too large to keep makes an event a dead letter, so that ledger and target agree about it.
+    One that was counted already (by a release that kept any) is told apart as ever.
+    """
+    samples = [_samples(event, meters) for event in events]
+    unfit = {place: why for place, found in enumerate(samples) if (why := _too_large(found))}
+    if not unfit:
+        return list(events), samples, []
+    rows = await (
+        await connection.execute(
+            "select key from metering.seen where key = any(%s::bytea[])",
+            [[events[place].key for place in unfit]],
+        )
+    ).fetchall()
+    known = {bytes(row[0]) for row in rows}
+    gone = {place for place in unfit if events[place].key not in known}
+    kept = [place for place in range(len(events)) if place not in gone]
+    dead = [Dead(events[place].message, GROUP_TOO_LARGE, unfit[place]) for place in sorted(gone)]
+    return [events[place] for place in kept], [samples[place] for place in kept], dead
+
+
+def _samples(event: Event, meters: MeterSet) -> Samples:
+    in_force = meters.by_type.get(event.type)
+    if not in_force:
+        return ()
+    data = event.decoded()
+    return [(found.id, found.measure(data)) for found in in_force if found.meter.counts_at(event.time)]
+
+
+def _too_large(samples: Samples) -> str:
+    """What is said of a group that is too large; empty where none is."""
+    for _, sample in samples:
+        if isinstance(sample, Invalid) and sample.code == GROUP_TOO_LARGE:
+            return sample.message
+    return ""
 
 
 def as_multirange(sequences: Iterable[int]) -> str:
