@@ -31,8 +31,10 @@ COPY services/backup/pyproject.toml services/backup/pyproject.toml
 FROM ${BASE} AS runtime
 ENV PATH=/app/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    USER=kgents
 WORKDIR /
+# Who did it, in what operators' commands write down: no file names this number.
 # By number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 STOPSIGNAL SIGTERM

@@ -121,6 +121,19 @@ def test_an_image_runs_healthy_and_writes_nowhere_but_its_volumes(
     assert "Read-only file system" not in pod.log_path.read_text()
 
 
+def test_the_job_of_the_meters_does_its_work_in_the_image(
+    images: Mapping[str, Image], environments: dict[str, tuple[dict[str, str], dict[Path, str]]]
+) -> None:
+    """By a user whom no file of the image names."""
+    environment, volumes = environments["metering"]
+    command = images["metering"].command(["meters", "apply"], environment, volumes)
+
+    for _ in range(2):
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stderr
+    assert "nothing to do" in answer.stdout
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_nothing_in_an_image_can_be_written_by_its_user(images: Mapping[str, Image], service: str) -> None:
     """Also where the root file system were not read-only: its files are root's."""

@@ -47,6 +47,7 @@ EDGES: dict[str, set[tuple[str, int]]] = {
     "kgent-backup": {("nats", 4222), ("triad-postgres", 5432), ("otel-collector", 4318)},
     "kgent-backup-daily": {("nats", 4222), ("triad-postgres", 5432), ("otel-collector", 4318)},
     "kgents-streams": {("nats", 4222)},
+    "kgents-meters": {("triad-postgres", 5432)},
     "nats": {("nats", 6222)},
     "prometheus": {
         ("kgent-api", 8000),
@@ -152,7 +153,7 @@ def test_an_external_database_is_reached_by_those_who_have_one_and_by_nobody_els
     policies = [found for found in rendered if found["kind"] == "NetworkPolicy"]
 
     assert [w.name for w in workloads(rendered) if "postgres" in w.name] == []
-    for name in ("kgent-metering", "kgent-metering-reads", "kgent-billing"):
+    for name in ("kgent-metering", "kgent-metering-reads", "kgents-meters", "kgent-billing"):
         assert is_allowed(policies, End(name, T, {NAME: name}), PRIVATE, 5432), name
     for name in BACKUPS:
         assert is_allowed(policies, End(name, A, {NAME: name}), PRIVATE, 5432), name
