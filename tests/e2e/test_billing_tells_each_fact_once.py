@@ -68,16 +68,17 @@ def test_lives_told_at_once_and_shuffled(billing: System) -> None:
 
 def test_the_tenant_reads_its_subscription(billing: System) -> None:
     """Rule: the caller sees its own tenant's subscription and entitlements, and nobody else's."""
-    life = Life().wait(5).become("active")
+    life = Life(at=time.time() - 60).wait(5).become("active")
     deliver(billing, [one.body for one in life.told])
     settle(billing, 2)
     url, keys = billing.stack.service("billing").url, billing.stack.keys
     mine = {"authorization": f"Bearer {keys['acme']}"}
     found = httpx.get(f"{url}/v1/billing/subscription", headers=mine).json()
     assert (found["subscription"], found["status"], found["access"]) == (life.name, "active", "granted")
+    assert (found["why"], found["livemode"], found["is_settled"]) == ("active", False, True)
     assert found["items"] == [{"price": "price_a", "product": "prod_a", "quantity": 1}]
     entitled = httpx.get(f"{url}/v1/billing/entitlements", headers=mine).json()
-    assert (entitled["tenant"], entitled["access"]) == ("acme", "granted")
+    assert (entitled["tenant"], entitled["access"], entitled["why"]) == ("acme", "granted", "active")
     theirs = {"authorization": f"Bearer {keys['globex']}"}
     assert httpx.get(f"{url}/v1/billing/subscription", headers=theirs).status_code == 404
     assert httpx.get(f"{url}/v1/billing/entitlements", headers=theirs).json()["access"] == "none"

@@ -231,7 +231,12 @@ def _stripe_rounds(
         async with leadership(pool, "refetch") as is_leader:
             return is_leader and await refetch.run()
 
+    async def mark_overdue() -> bool:
+        await subscriptions.mark_overdue()
+        return False
+
     return [
+        Round("overdue", mark_overdue, every_seconds=60),
         Round("poll", poll_once, every_seconds=settings.poll_seconds),
         Round("survey", survey_when_due, every_seconds=min(SURVEY_LOOK_SECONDS, settings.survey_seconds)),
         Round("refetch", refetch_once, every_seconds=2),

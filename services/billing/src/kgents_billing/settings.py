@@ -60,7 +60,8 @@ class BillingSettings(ServiceSettings):
         None,
         validation_alias="KGENTS_BILLING_GRACE_DAYS",
         ge=0,
-        description="How long a past-due subscription stays usable; to its period's end if unset",
+        description="How long a subscription stays usable once it is past due; to its period's end and"
+        " at most a month if unset",
     )
     refunds_from_charges: bool = Field(False, validation_alias="KGENTS_BILLING_REFUNDS_FROM_CHARGES")
     tells_zero_payments: bool = Field(False, validation_alias="KGENTS_BILLING_ZERO_PAYMENTS")

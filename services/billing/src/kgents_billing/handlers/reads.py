@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from kgents_billing.model.access import Reading
 from kgents_billing.model.entitlement import best_first, entitlements
 from kgents_billing.model.subscription import Subscription
 from kgents_billing.sinks.store.subscriptions import Stored
@@ -65,7 +66,7 @@ class Reads:
         if not rows:
             raise HTTPException(404, "this tenant has no subscription")
         found = best_first(rows, self._grace, self._clock.now())
-        first, *others = [{"access": access.value, **_shown(row)} for access, row in found]
+        first, *others = [_shown(reading, row) for reading, row in found]
         return _json({"tenant": tenant, "livemode": self._livemode, **first, "others": others})
 
     async def entitlements(self, request: Request) -> Response:
@@ -105,9 +106,12 @@ async def _answer_problem(_: Request, error: Exception) -> Response:
 EXCEPTION_HANDLERS = {HTTPException: _answer_problem, TransientError: _answer_problem}
 
 
-def _shown(row: Subscription) -> dict[str, object]:
+def _shown(reading: Reading, row: Subscription) -> dict[str, object]:
     state = row.state
     return {
+        "access": reading.access.value,
+        "why": reading.why,
+        "until": reading.until,
         "subscription": row.id,
         "customer": state.customer,
         "status": state.status,
@@ -122,7 +126,7 @@ def _shown(row: Subscription) -> dict[str, object]:
         "latest_invoice": state.latest_invoice,
         "started_at": _moment(state.started),
         "ended_at": _moment(state.ended),
-        "is_settled": not row.needs_refetch,
+        "is_settled": reading.is_sure and not row.needs_refetch,
     }
 
 

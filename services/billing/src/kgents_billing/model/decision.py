@@ -23,7 +23,7 @@ from kgents_billing.model.moved import moved_facts
 from kgents_billing.model.order import Observation
 from kgents_billing.model.ownership import NOW, Kind, Word, assigned_at, owner_at
 from kgents_billing.model.payments import Said
-from kgents_billing.model.projection import State, project, project_before
+from kgents_billing.model.projection import State, digest, project, project_before
 from kgents_billing.model.subscription import Ownership, Subscription, observe, observe_object
 from kgents_billing.model.tenant import Hints, Learned, hints, words
 
@@ -292,7 +292,8 @@ def _subscription(
             is_birth=event.type == "customer.subscription.created",
         )
         seen = observe(row, event.object_id, owned, observation, source=event.source)
-    if at(event.object, "items", "has_more") is True and seen.row.state.status not in TERMINAL:
+    is_last = digest(seen.row.state) == digest(after)
+    if at(event.object, "items", "has_more") is True and is_last and after.status not in TERMINAL:
         # Stripe cuts long lists in events; what was cut, only asking tells.
         row = msgspec.structs.replace(seen.row, needs_refetch=True)
         seen = replace(seen, row=row, wants_fetch=True, notes=(*seen.notes, "partial_items"))

@@ -1,7 +1,8 @@
 """What of a subscription matters to us, flat and without personal data, from any API version's shape.
 
 Before 2025-03-31 ("basil") a subscription had one period; since then each item has its own, and the
-subscription's is their span. Old values (`previous_attributes`) are laid over the object to see what it was.
+subscription's is that of the item whose period ends first. Old values (`previous_attributes`) are laid over
+the object to see what it was.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """A subscription at a moment; times in seconds since the epoch.
 
     Attributes:
+        period_start, period_end: Of the item whose period ends first.
+        span_start, span_end: From the first item's beginning to the last one's end.
         tenant: Whose its metadata says it is; None where it says nothing usable.
     """
 
@@ -52,6 +55,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     ended: int | None = None
     end_reason: str | None = None
     tenant: str | None = None
+    collection_resumes: int | None = None
+    span_start: int | None = None
+    span_end: int | None = None
 
 
 class UnreadableObjectError(PermanentError):
@@ -61,7 +67,10 @@ class UnreadableObjectError(PermanentError):
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 # What a change is told of. Who pays and when it was born do not change with it; moves are told otherwise.
 COMPARED = tuple(
-    name for name in State.__struct_fields__ if name not in ("created", "started", "customer", "tenant")
+    name
+    for name in State.__struct_fields__
+    if name
+    not in ("created", "started", "customer", "tenant", "collection_resumes", "span_start", "span_end")
 )
 
 
@@ -80,15 +89,15 @@ def project(subscription: Json) -> State:
     if not isinstance(entries, list):
         raise UnreadableObjectError("a subscription's items are not a list")
     items = tuple(sorted((_item(entry) for entry in entries), key=_item_order))
-    starts = [s for s in (_second(at(e, "current_period_start")) for e in entries) if s is not None]
-    ends = [s for s in (_second(at(e, "current_period_end")) for e in entries) if s is not None]
+    periods = sorted(period for period in (_period(entry) for entry in entries) if period is not None)
+    end, start = periods[0] if periods else _period(subscription) or (None, None)
     return State(
         status=status,
         customer=reference(subscription.get("customer")),
         items=items,
         currency=_text(subscription.get("currency")),
-        period_start=min(starts) if starts else _second(subscription.get("current_period_start")),
-        period_end=max(ends) if ends else _second(subscription.get("current_period_end")),
+        period_start=start,
+        period_end=end,
         trial_end=_second(subscription.get("trial_end")),
         cancel_at=_second(subscription.get("cancel_at")),
         cancel_at_period_end=subscription.get("cancel_at_period_end") is True,
@@ -100,6 +109,9 @@ def project(subscription: Json) -> State:
         ended=_second(subscription.get("ended_at")),
         end_reason=_text(at(subscription, "cancellation_details", "reason")),
         tenant=named_tenant(subscription),
+        collection_resumes=_second(at(subscription, "pause_collection", "resumes_at")),
+        span_start=min((start for _, start in periods), default=start),
+        span_end=max((end for end, _ in periods), default=end),
     )
 
 
@@ -129,12 +141,21 @@ def content_digest(state: State) -> str:
     return _named(state, ())
 
 
+def former_digest(state: State) -> str:
+    """The content's name as the version before made it: its period was the span of all items."""
+    if state.span_end is None:
+        return content_digest(state)
+    return content_digest(
+        msgspec.structs.replace(state, period_start=state.span_start, period_end=state.span_end)
+    )
+
+
 def is_same(known: State, seen: State, *, tenant: str) -> bool:
     """Whether what is known (of a thing that is `tenant`'s) is what is seen.
 
     Rows of the version before do not know what metadata said, only whose the thing is.
     """
-    if content_digest(known) != content_digest(seen):
+    if content_digest(known) not in (content_digest(seen), former_digest(seen)):
         return False
     return known.tenant == seen.tenant or (known.tenant is None and seen.tenant == tenant)
 
@@ -184,6 +205,12 @@ def _item(entry: object) -> Item:
 
 def _item_order(item: Item) -> tuple[str, str, int]:
     return item.price, item.product or "", item.quantity or 0
+
+
+def _period(entry: object) -> tuple[int, int] | None:
+    """When a period ends, and when it began; None where either is missing."""
+    end, start = _second(at(entry, "current_period_end")), _second(at(entry, "current_period_start"))
+    return None if end is None or start is None else (end, start)
 
 
 def _second(value: object) -> int | None:

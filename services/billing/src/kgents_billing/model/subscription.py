@@ -19,7 +19,17 @@ from kgents_billing.model.facts import Fact, without_nothing
 from kgents_billing.model.moved import moved_facts
 from kgents_billing.model.order import Observation, Placed, Verdict, Window
 from kgents_billing.model.ownership import Kind
-from kgents_billing.model.projection import State, changed_fields, content_digest, digest, is_same
+from kgents_billing.model.projection import (
+    State,
+    changed_fields,
+    content_digest,
+    digest,
+    former_digest,
+    is_same,
+)
+
+# Stripe lets an unpaid new subscription expire after 23 hours.
+EXPIRY_SECONDS = 86_400
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +40,9 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
         has_started: It was trialing or active at some time.
         observed_via: `event`, `fetch` or `reconcile`.
         needs_refetch: Its events do not tell (yet) which state is the last.
-        last_access: What its last known status gave; an unknown status keeps it.
+        last_access: What its last known status gave, for versions before.
+        past_due_entered, past_due_left: The latest seconds at which an event says that it became past due,
+            and that it no longer was.
         version: Raised by every write; a write names the version it was made from.
     """
 
@@ -42,8 +54,21 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     observed_via: str = "event"
     needs_refetch: bool = False
     last_access: Access = Access.NONE
+    past_due_entered: int | None = None
+    past_due_left: int | None = None
     last_event: str | None = None
     version: int = 0
+
+
+def past_due_since(row: Subscription) -> int | None:
+    """When it became past due: as its events say; where the one that would is missing, its period's start."""
+    if row.state.status != "past_due":
+        return None
+    entered, left = row.past_due_entered, row.past_due_left
+    if entered is not None and (left is None or entered >= left):
+        return entered
+    known = [second for second in (row.state.period_start, left) if second is not None]
+    return max(known) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +181,27 @@ def _advance(
         needs_refetch=old.needs_refetch if placed.is_certain is None else not placed.is_certain,
         last_access=old.last_access if given is Access.UNKNOWN else given,
         last_event=(seen.event or old.last_event) if is_applied else old.last_event,
+        past_due_entered=_latest(old.past_due_entered, seen, seen.after, seen.before),
+        past_due_left=_latest(old.past_due_left, seen, seen.before, seen.after),
     )
 
 
+def _latest(known: int | None, seen: Observation, there: State | None, elsewhere: State | None) -> int | None:
+    """The latest second at which it went from another status to past due, or back."""
+    if there is None or there.status != "past_due":
+        return known
+    if elsewhere is None or elsewhere.status == "past_due":
+        return known
+    return seen.second if known is None else max(known, seen.second)
+
+
 def _shows_start(seen: Observation) -> bool:
-    return seen.after.status in STARTED or (seen.before is not None and seen.before.status in STARTED)
+    if seen.after.status in STARTED or (seen.before is not None and seen.before.status in STARTED):
+        return True
+    # Unpaid it would have expired after 23 hours: what was cancelled later had started.
+    created, ended = seen.after.created, seen.after.ended
+    is_cancelled = seen.after.status == "canceled"
+    return is_cancelled and created is not None and ended is not None and ended - created > EXPIRY_SECONDS
 
 
 def _notes(row: Subscription | None, seen: Observation, placed: Placed) -> tuple[str, ...]:
@@ -169,15 +210,16 @@ def _notes(row: Subscription | None, seen: Observation, placed: Placed) -> tuple
         notes.append("unknown_status")
     if placed.verdict is Verdict.AMBIGUOUS:
         notes.append("ambiguous")
+    # Read off the event alone: what came before in a row is no matter of what came before in time.
+    if seen.before is not None and not may_follow(seen.before.status, seen.after.status):
+        notes.append("illegal_transition")
     if row is None:
         return tuple(notes)
     if placed.verdict is Verdict.KEEP and digest(seen.after) != digest(row.state):
         notes.append("stale")
-    if placed.verdict is Verdict.APPLY:
-        if not may_follow(row.state.status, placed.state.status) and placed.state.status not in TERMINAL:
-            notes.append("illegal_transition")
-        if seen.before is not None and digest(seen.before) != digest(row.state):
-            notes.append("gap")
+    is_applied = placed.verdict is Verdict.APPLY
+    if is_applied and seen.before is not None and digest(seen.before) != digest(row.state):
+        notes.append("gap")
     return tuple(notes)
 
 
@@ -262,11 +304,12 @@ def _ended(row: Subscription, source: str) -> Fact:
 
 
 def _updated(subscription_id: str, before: State, after: State, second: int, source: str) -> Fact:
-    names = changed_fields(before, after)
+    names, name = changed_fields(before, after), f"sub.updated:{subscription_id}:{second}"
     return Fact(
         type=kinds.UPDATED,
         # Named by what changed and when, not by the event: under two ids it is still one change.
-        key=f"sub.updated:{subscription_id}:{second}:{content_digest(before)[:12]}:{content_digest(after)[:12]}",
+        key=f"{name}:{content_digest(before)[:12]}:{content_digest(after)[:12]}",
+        formerly=(f"{name}:{former_digest(before)[:12]}:{former_digest(after)[:12]}",),
         second=second,
         source=source,
         data=without_nothing(

@@ -46,15 +46,17 @@ on conflict (event_id) do nothing returning event_id
 """
 _INSERT = """
 insert into billing.subscription (id, tenant, customer, livemode, account, status, state, recent, has_started,
-    observed_via, needs_refetch, last_access, last_event, version)
+    observed_via, needs_refetch, last_access, last_event, past_due_entered, past_due_left, version)
 values (%(id)s, %(tenant)s, %(customer)s, %(livemode)s, %(account)s, %(status)s, %(state)s, %(recent)s,
-    %(has_started)s, %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s, 1)
+    %(has_started)s, %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s,
+    %(past_due_entered)s, %(past_due_left)s, 1)
 on conflict (id) do nothing
 """
 _UPDATE = """
 update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, status = %(status)s,
     state = %(state)s, recent = %(recent)s, has_started = %(has_started)s, observed_via = %(observed_via)s,
     needs_refetch = %(needs_refetch)s, last_access = %(last_access)s, last_event = %(last_event)s,
+    past_due_entered = %(past_due_entered)s, past_due_left = %(past_due_left)s,
     version = version + 1, updated_at = now(), not_found = false
 where id = %(id)s and version = %(version)s
 """
@@ -336,6 +338,8 @@ class Store:
             "needs_refetch": row.needs_refetch,
             "last_access": row.last_access.value,
             "last_event": row.last_event,
+            "past_due_entered": row.past_due_entered,
+            "past_due_left": row.past_due_left,
             "version": row.version,
         }
         written = await connection.execute(_INSERT if row.version == 0 else _UPDATE, values)

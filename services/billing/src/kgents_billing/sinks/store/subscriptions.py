@@ -19,8 +19,21 @@ from kgents_common.database import transient_errors
 
 COLUMNS = (
     "id, tenant, livemode, state::text, recent::text, has_started, observed_via, needs_refetch, last_access,"
-    " last_event, version, updated_at, account, not_found"
+    " last_event, version, updated_at, account, not_found,"
+    " past_due_entered, past_due_left"
 )
+
+# Its trial or period is over, or it was to end, for an hour; and it was not looked at within the last one.
+_OVERDUE = """
+update billing.subscription set needs_refetch = true, version = version + 1
+where not needs_refetch and status in ('trialing', 'active', 'past_due', 'unpaid', 'paused')
+    and updated_at < now() - interval '1 hour'
+    and extract(epoch from now()) - 3600 > least(
+        case when status = 'trialing' then (state ->> 'trial_end')::bigint end,
+        case when status = 'active' then (state ->> 'period_end')::bigint end,
+        (state ->> 'cancel_at')::bigint
+    )
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,17 @@ class Subscriptions:
             "where needs_refetch and refetch_after <= now() order by updated_at limit %s", [limit]
         )
 
+    async def mark_overdue(self) -> int:
+        """Mark for a look at Stripe what should have said by now what became of it; how many.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                marked = await connection.execute(_OVERDUE)
+                return marked.rowcount
+
     async def count_to_refetch(self) -> int:
         """How many of those there are."""
         with transient_errors():
@@ -99,6 +123,8 @@ def as_stored(row: Sequence[Any]) -> Stored:
             last_access=Access(row[8]),
             last_event=row[9],
             version=row[10],
+            past_due_entered=row[14],
+            past_due_left=row[15],
         ),
         livemode=row[2],
         updated_at=row[11],
