@@ -62,7 +62,6 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
 def test_annotations_are_rendered_without_a_fault(tmp_path: Path) -> None:
     """Rule: no text an operator reads at night ends in a template error or in a label that is not there."""
     promtool = program("promtool")
-    shown = ""
     for path in sorted(RULE_TESTS.glob("*.yaml")):
         document = yaml.safe_load(path.read_text())
         document["rule_files"] = [str(RULES / Path(name).name) for name in document["rule_files"]]
@@ -76,7 +75,8 @@ def test_annotations_are_rendered_without_a_fault(tmp_path: Path) -> None:
             ]
         document["tests"] = [case for case in document["tests"] if case["alert_rule_test"]]
         (tmp_path / path.name).write_text(yaml.safe_dump(document))
-    shown = run(promtool, "test", "rules", *map(str, sorted(tmp_path.glob("*.yaml")))).stdout
+    tested = run(promtool, "test", "rules", *map(str, sorted(tmp_path.glob("*.yaml"))))
+    shown = tested.stdout + tested.stderr
     annotated = {rule.name for rule in ALERTS if f'alertname="{rule.name}"' in shown}
     assert annotated == {rule.name for rule in ALERTS}
     assert "error expanding template" not in shown
