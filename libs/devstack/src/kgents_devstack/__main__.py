@@ -1,4 +1,4 @@
-"""`python -m kgents_devstack`: `up` keeps a stack running, `demo` runs the main job, `bench` measures."""
+"""`python -m kgents_devstack`: `up` and `dashboard` keep a stack, `demo` runs the job, `bench` measures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="kgents-devstack", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     up = commands.add_parser("up", help="keep the stack running and show what flows")
-    up.add_argument("--fresh", action="store_true", help="forget what an earlier run left")
-    up.add_argument(
-        "--directory", type=Path, help="keep files here instead of .kgents/up, from one run to the next"
+    dashboard = commands.add_parser(
+        "dashboard", help="the same, with a little traffic, and its page opened in a browser"
     )
+    for command in (up, dashboard):
+        command.add_argument("--fresh", action="store_true", help="forget what an earlier run left")
+        command.add_argument(
+            "--directory", type=Path, help="keep files here instead of .kgents/up, from one run to the next"
+        )
     demo = commands.add_parser("demo", help="run the main job and compare all numbers")
     demo.add_argument("--seed", type=int, default=1)
     demo.add_argument("--directory", type=Path, help="keep files here instead of a temporary directory")
@@ -27,10 +31,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _unwind)
     try:
-        if arguments.command == "up":
+        if arguments.command in ("up", "dashboard"):
             from kgents_devstack.up import run_up
 
-            return run_up(arguments.directory, fresh=arguments.fresh)
+            opens_page = arguments.command == "dashboard"
+            return run_up(arguments.directory, fresh=arguments.fresh, opens_page=opens_page)
         if arguments.command == "demo":
             from kgents_devstack.demo import run_demo
 

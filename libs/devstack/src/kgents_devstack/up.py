@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from kgents_devstack import kept
 from kgents_devstack.demo.watch import ledger_counts, stream_messages
+from kgents_devstack.page import PageServer
 from kgents_devstack.servers import StartError
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
 
@@ -36,11 +38,12 @@ ROWS = (
 )
 
 
-def run_up(directory: Path | None, *, fresh: bool = False) -> int:
+def run_up(directory: Path | None, *, fresh: bool = False, opens_page: bool = False) -> int:
     """Run until Ctrl-C or SIGTERM; everything it started ends with it, and its files stay.
 
     Args:
         fresh: Forget what an earlier run left in the directory.
+        opens_page: Open the page in a browser, and send a little traffic so that something moves.
 
     Returns:
         0, or 1 where it could not start; it says why.
@@ -48,31 +51,43 @@ def run_up(directory: Path | None, *, fresh: bool = False) -> int:
     console = Console()
     chosen = (directory or DEFAULT_DIRECTORY).absolute()
     try:
-        stack = Stack(
-            chosen,
-            StackOptions(
-                services=EVERYTHING,
-                environment=passed_on(os.environ),
-                webhook_secrets=os.environ.get("STRIPE_WEBHOOK_SECRETS", ""),
-                keeps=True,
-            ),
-        )
-        if fresh:
-            forget(stack)
-        again = "again " if (chosen / "identity.json").exists() else ""
-        console.print(f"starting {again}in {chosen} …", highlight=False)
-        try:
-            stack.start()
-            console.print(what_to_try(stack), highlight=False, markup=False, soft_wrap=True)
-            _watch(console, stack)
-        except KeyboardInterrupt:
-            console.print("\nstopping …")
-        finally:
-            stack.stop()
+        with PageServer() as page:
+            _run(console, chosen, page, fresh=fresh, opens_page=opens_page)
     except StartError as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return 1
     return 0
+
+
+def _run(console: Console, chosen: Path, page: PageServer, *, fresh: bool, opens_page: bool) -> None:
+    environment = passed_on(os.environ)
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
+        environment = page.traced(environment, EVERYTHING)
+    stack = Stack(
+        chosen,
+        StackOptions(
+            services=EVERYTHING,
+            environment=environment,
+            webhook_secrets=os.environ.get("STRIPE_WEBHOOK_SECRETS", ""),
+            keeps=True,
+        ),
+    )
+    if fresh:
+        forget(stack)
+    again = "again " if (chosen / "identity.json").exists() else ""
+    console.print(f"starting {again}in {chosen} …", highlight=False)
+    try:
+        stack.start()
+        page.show(stack)
+        console.print(what_to_try(stack, page.url), highlight=False, markup=False, soft_wrap=True)
+        if opens_page:
+            page.play()
+            webbrowser.open(page.url)
+        _watch(console, stack)
+    except KeyboardInterrupt:
+        console.print("\nstopping …")
+    finally:
+        stack.stop()
 
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -99,7 +114,7 @@ def forget(stack: Stack) -> None:
         shutil.rmtree(stack.directory)
 
 
-def what_to_try(stack: Stack) -> str:
+def what_to_try(stack: Stack, page: str) -> str:
     """Lines to copy and paste."""
     api, metering = stack.service("api").url, stack.service("metering").url
     reads = stack.reads.url
@@ -111,6 +126,8 @@ def what_to_try(stack: Stack) -> str:
         else "start with STRIPE_API_KEY=rk_test_… to let billing ask back"
     )
     return f"""
+See it live         {page}
+
 A key for the tenant acme:
   export KEY={key}
 
