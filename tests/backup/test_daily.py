@@ -100,7 +100,10 @@ async def test_a_daily_run_stores_uploads_drills_and_says_so(
         assert value("kgents_backup_s3_last_upload_timestamp_seconds")
         assert value("kgents_backup_drill_last_passed_timestamp_seconds", {"stream": "EVENTS"})
     said = await facts(client)
-    assert set(said) == {"snapshot.completed", "verify.passed", "drill.passed", "run.completed"}
+    kept = {"kept.AGENTESE", "kept.EVENTS"}
+    assert set(said) == {"snapshot.completed", "verify.passed", "drill.passed", "run.completed", *kept}
+    created = (await request(client, "STREAM.INFO.AGENTESE"))["created"]
+    assert said["kept.AGENTESE"] == [{"created": created, "last_sequence": 300}]
     assert said["drill.passed"][0]["compared"] == 300
 
 

@@ -31,6 +31,7 @@ from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.meter_check import MeterCheck
 from kgents_metering.handlers.restored import RestoreGuard
 from kgents_metering.handlers.stream import Applier
+from kgents_metering.handlers.trim import Trimmer
 from kgents_metering.metrics import Metrics
 from kgents_metering.model.event import Dead, Event, Message, classify, classify_fact
 from kgents_metering.settings import MeteringSettings
@@ -44,6 +45,7 @@ from kgents_metering.sinks.openmeter import OpenMeter
 
 TARGET = "openmeter"
 GUARD_SECONDS = 60.0
+TRIM_SECONDS = 600.0
 METERS_SECONDS = 15.0
 
 Pool = AsyncConnectionPool[AsyncConnection]
@@ -154,7 +156,13 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         ],
         reads.EXCEPTION_HANDLERS,
     )
+    trim: list[Round] = []
+    if settings.raw_days is not None:
+        keep = timedelta(days=settings.raw_days)
+        trimmer = Trimmer(pool, connection, keep=keep, clock=clock, metrics=metrics)
+        trim = [Round("trim", trimmer.run, TRIM_SECONDS)]
     upkeep = Upkeep(
+        *trim,
         Round("backfill", _backfill_round(pool)),
         Round("meters", meters.look, METERS_SECONDS),
         Round("restored", guard.look, GUARD_SECONDS),

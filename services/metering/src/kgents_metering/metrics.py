@@ -54,6 +54,11 @@ class Metrics:
             ["consumer"],
             registry=registry,
         )
+        self.trimmed = Counter(
+            "kgents_metering_raw_trimmed_total",
+            "Messages of AGENTESE that left it, applied, archived and old enough",
+            registry=registry,
+        )
         self.gap_events = Gauge(
             "kgents_metering_gap_events", "Sequences missing between applied ones", registry=registry
         )

@@ -50,6 +50,13 @@ class MeteringSettings(ServiceSettings):
     reads_max_rows: int = Field(
         500_000, validation_alias="KGENTS_READS_MAX_ROWS", ge=1, description="Rows of one answer"
     )
+    raw_days: float | None = Field(
+        None,
+        validation_alias="KGENTS_RAW_DAYS",
+        gt=0,
+        description="After so long, what is in the ledger and in a verified backup leaves AGENTESE; None for"
+        " as long as the stream keeps it",
+    )
     apply_batch: int = Field(1000, validation_alias="KGENTS_APPLY_BATCH", ge=1, le=4000)
     deliver_in_flight: int = Field(4, validation_alias="KGENTS_DELIVER_IN_FLIGHT", ge=1, le=64)
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from kgents_backup.metrics import Metrics
+from kgents_backup.model.documents import SnapshotManifest
 from kgents_backup.model.keys import SnapshotName
 from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.operations import clocks, databases
@@ -109,6 +110,10 @@ class DailyRun:
                         raise PermanentError("; ".join(dumped.faults))
             async with self._step(outcome, "upload"):
                 outcome.uploaded = await self.upload()
+            for stream, name in taken.items():
+                if not outcome.failures.keys() & {f"verify {stream}", "upload"}:
+                    async with self._step(outcome, f"kept {stream}"):
+                        await self._tell_kept(name)
             async with self._step(outcome, "clock"):
                 for stream in self.streams:
                     await clocks.require(await self.client(), stream, self.clock)
@@ -148,6 +153,17 @@ class DailyRun:
             },
         )
         return name
+
+    async def _tell_kept(self, name: SnapshotName) -> None:
+        """Say up to where the stream is in a verified snapshot, in every store: it may be let go there.
+
+        Raises:
+            CorruptError: Its manifest cannot be read any more.
+        """
+        manifest = await self.local.read_document(name.manifest_key, SnapshotManifest)
+        await self.announcer.announce(
+            f"kept.{name.stream}", {"created": manifest.created, "last_sequence": name.last}
+        )
 
     async def verify(self, vault: Vault, stream: str, *, only: SnapshotName | None = None) -> None:
         """Read back.

@@ -89,6 +89,20 @@ class Positions:
             missing = await self._first_not_there(consumer, epoch, first, floor)
         return None if missing is None else Behind(consumer, missing, floor)
 
+    async def applied_to(self, consumer: ConsumerSpec, last: int) -> int:
+        """Up to where, at most `last`, the ledger has every message that the stream holds.
+
+        Raises:
+            TransientError: Postgres or JetStream does not answer.
+        """
+        epoch, first = await self._stream(consumer)
+        gaps = await self._gaps(consumer, epoch, first, last, limit=None)
+        for start, end in gaps[::-1][:MAX_LOOKS]:
+            held = await self._next(consumer, start)
+            if held is not None and held <= end:
+                return held - 1
+        return gaps[::-1][MAX_LOOKS][0] - 1 if len(gaps) > MAX_LOOKS else last
+
     async def redeliver(self, consumer: ConsumerSpec, *, whole: bool = False) -> int:
         """Put the consumer back to the first message the ledger lacks (the stream's first where `whole`).
 
