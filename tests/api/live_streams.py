@@ -25,6 +25,11 @@ class Received:
     event: str
     data: dict[str, Any]
 
+    @property
+    def sequence(self) -> int:
+        """The stream sequence in the id."""
+        return int(self.id.partition("-")[0])
+
 
 class LiveStream:
     """An open request of `GET /v1/events/stream`.
@@ -70,6 +75,11 @@ class LiveStream:
         self.has_ended = False
         self.is_cut = False
         self.on_event: Callable[[Received], object] = lambda _: None
+
+    @property
+    def last_sequence(self) -> int:
+        """The stream sequence in `last_id`; 0 before the first."""
+        return int(self.last_id.partition("-")[0] or 0)
 
     async def open(self) -> Self:
         """Send the request; returns with the answer's head, and for a stream its opening lines."""

@@ -12,6 +12,7 @@ import nats
 import pytest
 
 from kgents_common import keyring
+from kgents_devstack.raw_nats import UNREADABLE_HEADERS, UNREADABLE_SUBJECTS, RawPublisher
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 
@@ -63,7 +64,7 @@ async def test_an_event_arrives_while_it_is_stored(door: Door) -> None:
         name = new()
         sequence = stored(door, name, type="llm.tokens")
         (got,) = await stream.events(1)
-    assert (got.id, got.event) == (str(sequence), "llm.tokens")
+    assert (got.sequence, got.event) == (sequence, "llm.tokens")
     assert (got.data["id"], got.data["subject"], got.data["data"]["tokens"]) == (name, "acme", 5)
 
 
@@ -101,7 +102,7 @@ async def test_it_resumes_after_the_last_event_id_without_hole_or_repeat(door: D
         await stream.events(5)
         more = [stored(door) for _ in range(3)]
         got = await stream.events(8)
-    assert [int(e.id) for e in got] == missed + more
+    assert [e.sequence for e in got] == missed + more
 
 
 async def test_many_events_at_once_reach_a_client_that_reads(door: Door) -> None:
@@ -112,7 +113,7 @@ async def test_many_events_at_once_reach_a_client_that_reads(door: Door) -> None
             door.post(json.dumps([event(n) for n in names[start : start + 1000]]), BATCH)
         got = await stream.events(3000)
     assert [e.data["id"] for e in got] == names
-    sequences = [int(e.id) for e in got]
+    sequences = [e.sequence for e in got]
     assert sequences == sorted(set(sequences))
 
 
@@ -159,7 +160,7 @@ async def test_a_quiet_stream_beats(door: Door) -> None:
     """Rule: a comment while nothing happens, with the position where it moved on by what is filtered."""
     async with LiveStream(door.service.port, door.key, types=("nothing.like.this",)) as stream:
         sequence = stored(door)
-        await stream.until(lambda: len(stream.comments) >= 2 and stream.last_id == str(sequence))
+        await stream.until(lambda: len(stream.comments) >= 2 and stream.last_sequence == sequence)
     assert stream.received == []
 
 
@@ -169,7 +170,7 @@ async def test_a_position_beyond_the_end_is_a_gap(door: Door) -> None:
         sequence = stored(door)
         gap, got = await stream.events(2)
     assert (gap.event, gap.data["reason"], gap.data["requested"]) == ("gap", "beyond_the_end", 10**12)
-    assert got.id == str(sequence)
+    assert got.sequence == sequence
 
 
 async def test_a_position_older_than_the_first_event_is_a_gap(own_nats: NatsServer, tmp_path: Path) -> None:
@@ -190,8 +191,65 @@ async def test_a_position_older_than_the_first_event_is_a_gap(own_nats: NatsServ
         await client.close()
         async with LiveStream(service.port, key, after=3) as stream:
             gap, *rest = await stream.events(5)
-    assert (gap.event, gap.id, gap.data["reason"]) == ("gap", "6", "no_longer_held")
-    assert [e.id for e in rest] == ["7", "8", "9", "10"]
+    assert (gap.event, gap.sequence, gap.data["reason"]) == ("gap", 6, "no_longer_held")
+    assert [e.sequence for e in rest] == [7, 8, 9, 10]
+
+
+async def test_a_stream_made_anew_is_a_gap(own_nats: NatsServer, tmp_path: Path) -> None:
+    """Rule: an id of the stream before is said to be one, and all that the new stream holds follows; a plain
+    sequence, as versions before gave it, cannot tell and is taken at its word. Ids may be had plain, too."""
+    apply_streams(own_nats.url)
+    key, record = keyring.mint("acme")
+    keyring.write(tmp_path / "keys.json", [record])
+    environment = {"NATS_SERVERS": own_nats.url, "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json")}
+
+    def post(service: ServiceProcess, count: int) -> None:
+        for _ in range(count):
+            httpx.post(
+                f"{service.url}/v1/events",
+                content=encoded(new()),
+                headers={"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"},
+            ).raise_for_status()
+
+    with ServiceProcess("api", tmp_path / "api", environment) as service:
+        post(service, 3)
+        async with LiveStream(service.port, key, after=0) as stream:
+            seen = await stream.events(3)
+        async with LiveStream(service.port, key, after=seen[1].id) as stream:
+            assert [e.id for e in await stream.events(1)] == [seen[2].id]
+        client = await nats.connect(own_nats.url)
+        await client.jetstream().delete_stream("AGENTESE")
+        await client.close()
+        apply_streams(own_nats.url)
+        post(service, 5)
+        for id_before in (seen[1].id, seen[2].id):
+            async with LiveStream(service.port, key, after=id_before) as stream:
+                gap, *rest = await stream.events(6)
+            assert (gap.event, gap.data["reason"], gap.sequence) == ("gap", "made_anew", 0)
+            assert [e.sequence for e in rest] == [1, 2, 3, 4, 5]
+        async with LiveStream(service.port, key, after=gap.id) as stream:
+            assert [e.sequence for e in await stream.events(5)] == [1, 2, 3, 4, 5]
+        async with LiveStream(service.port, key, after=3) as stream:
+            assert [e.sequence for e in await stream.events(2)] == [4, 5]
+    plain = {**environment, "KGENTS_LIVE_PLAIN_IDS": "true"}
+    with ServiceProcess("api", tmp_path / "plain", plain) as service:
+        async with LiveStream(service.port, key, after=rest[1].id) as stream:
+            assert [e.id for e in await stream.events(3)] == ["3", "4", "5"]
+
+
+async def test_what_nobody_can_read_ends_no_stream(door: Door) -> None:
+    """Rule: a message published past the door that no client library can read is not an event of the stream,
+    and holds up neither it nor a publish."""
+    async with LiveStream(door.service.port, door.key) as stream:
+        async with RawPublisher(door.nats.url) as raw:
+            for tail in UNREADABLE_SUBJECTS:
+                raw.publish(b"agentese.acme." + tail, b"{}")
+            for block in UNREADABLE_HEADERS:
+                raw.publish(b"agentese.acme.t", b"\xff", block)
+            await raw.settle()
+        sequence = stored(door)
+        [got] = await stream.events(1)
+    assert got.sequence == sequence
 
 
 @pytest.mark.parametrize(

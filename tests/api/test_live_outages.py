@@ -85,7 +85,7 @@ async def test_after_nats_was_away_streams_go_on_without_hole_or_repeat(
                     own_nats.start()
             for stream in streams:
                 got = await stream.events(len(expected), 60)
-                assert [int(e.id) for e in got] == expected
+                assert [e.sequence for e in got] == expected
                 assert not stream.is_cut
                 await stream.close()
 
@@ -122,14 +122,14 @@ async def test_a_client_that_does_not_read_is_cut_and_resumes(tmp_path: Path, ow
                 if cut():
                     break
         assert cut() == 1
-        assert [int(e.id) for e in await reading.events(len(expected))] == expected
+        assert [e.sequence for e in await reading.events(len(expected))] == expected
         stalled.start_reading()
         await stalled.until(lambda: stalled.is_cut)
-        before = [int(e.id) for e in stalled.received]
+        before = [e.sequence for e in stalled.received]
         assert before == expected[: len(before)]
         async with LiveStream(service.port, key, after=stalled.last_id) as again:
             rest = await again.events(len(expected) - len(before))
-        assert before + [int(e.id) for e in rest] == expected
+        assert before + [e.sequence for e in rest] == expected
         await reading.close()
         await stalled.close()
 
@@ -169,7 +169,7 @@ async def test_sigterm_ends_streams_in_order_within_the_grace_period(
         assert await asyncio.to_thread(service.wait, 30) == 0
         for stream in streams:
             await stream.until(lambda stream=stream: stream.has_ended)
-            assert [int(e.id) for e in stream.received] == expected
+            assert [e.sequence for e in stream.received] == expected
             await stream.close()
         assert "drain_cut_short" not in service.log_tail(200)
         await stalled.close()
@@ -222,7 +222,7 @@ async def _crowd(
         for name, group in streams.items():
             for stream in group:
                 got = await stream.events(len(expected[name]), 60)
-                assert [int(e.id) for e in got] == expected[name]
+                assert [e.sequence for e in got] == expected[name]
         await until(
             lambda: (
                 metric(service, 'kgents_api_live_streams_ended_total{reason="stalled"}') == len(stalled)

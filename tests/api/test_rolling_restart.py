@@ -112,23 +112,23 @@ class Load:
 
     async def follow(self, port: int, seen: list[int]) -> None:
         """The live stream from process to process, going on after the last event seen, up to the last."""
-        after: int | None = None
+        after: str | None = None
         for to in itertools.cycle([port, *(p for p in self.ports if p != port)]):
             try:
                 stream = await LiveStream(to, self.key, after=after).open()
             except ConnectionRefusedError:
                 await asyncio.sleep(0.01)
                 continue
-            while not (stream.has_ended or stream.is_cut or stream.last_id == str(self.last_sequence)):
+            while not (stream.has_ended or stream.is_cut or stream.last_sequence == self.last_sequence):
                 await asyncio.sleep(0.02)
             if stream.status != 200 or stream.is_cut:
                 self.failures.append(f"stream: {stream.status}, cut: {stream.is_cut}")
                 break
-            seen += [int(received.id) for received in stream.received]
+            seen += [received.sequence for received in stream.received]
             await stream.close()
-            if stream.last_id == str(self.last_sequence):
+            if stream.last_sequence == self.last_sequence:
                 break
-            after = int(stream.last_id)
+            after = stream.last_id
 
 
 @contextmanager

@@ -205,10 +205,11 @@ def _live(
     registry: CollectorRegistry,
 ) -> Live:
     """The door for live streams."""
+    log = AgenteseLog(connection, tells_times=not settings.live_plain_ids)
     limits = LiveLimits(
         settings.live_max_clients, settings.live_max_clients_per_tenant, settings.live_heartbeat_seconds
     )
-    return Live(authentication, AgenteseLog(connection), limits=limits, metrics=LiveMetrics(registry))
+    return Live(authentication, log, limits=limits, metrics=LiveMetrics(registry))
 
 
 def _webhooks(

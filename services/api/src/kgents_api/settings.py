@@ -78,6 +78,11 @@ class ApiSettings(ServiceSettings):
         description="Store events of this mode only; else of both",
     )
     live_heartbeat_seconds: float = Field(15, validation_alias="KGENTS_LIVE_HEARTBEAT_SECONDS", gt=0)
+    live_plain_ids: bool = Field(
+        False,
+        validation_alias="KGENTS_LIVE_PLAIN_IDS",
+        description="While processes of the version before serve streams, too: they refuse ids with a time",
+    )
     live_max_clients: int = Field(2000, validation_alias="KGENTS_LIVE_MAX_CLIENTS", ge=0)
     live_max_clients_per_tenant: int = Field(200, validation_alias="KGENTS_LIVE_MAX_CLIENTS_PER_TENANT", ge=0)
     stalled_client_seconds: float = Field(

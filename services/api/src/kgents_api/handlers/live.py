@@ -1,8 +1,9 @@
 """`GET /v1/events/stream`: the caller's own tenant's events as server-sent events, while they are stored.
 
-Every event has its stream sequence as its id, so a client that comes back with `Last-Event-ID` misses
-nothing and gets nothing twice. A client that does not read holds up only itself, until the server cuts its
-connection (`service.serve`, `stalled_seconds`).
+Every event has as its id its stream sequence and when it was stored, so a client that comes back with
+`Last-Event-ID` misses nothing and gets nothing twice, and is told where the stream is another by now. A
+client that does not read holds up only itself, until the server cuts its connection (`service.serve`,
+`stalled_seconds`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kgents_api.handlers.live_tails import Tails
 from kgents_api.handlers.refusal import Refused, described
 from kgents_api.handlers.request import address_of, headers_of
 from kgents_api.model import live
-from kgents_api.model.live import EventLog, Tail, TypeFilter
+from kgents_api.model.live import EventLog, Place, Tail, TypeFilter
 from kgents_common.errors import EnvelopeError, TransientError
 
 PATH = "/v1/events/stream"
@@ -97,9 +98,9 @@ class Live:
         group.clients.add(client)
         try:
             async with self._tails.follow(tenant) as tail:
-                position, gap = await self._begin(tenant, tail, after)
+                place, gap = await self._begin(tenant, tail, after)
                 await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                await self._serve(client, tail, position, gap, receive)
+                await self._serve(client, tail, place, gap, receive)
         except TransientError:
             raise Refused(
                 503,
@@ -136,24 +137,28 @@ class Live:
         if why is not None:
             raise Refused(503, why, reason="live_full", headers={"retry-after": "5"})
 
-    async def _begin(self, tenant: str, tail: Tail, after: int | None) -> tuple[int, bytes]:
+    async def _begin(self, tenant: str, tail: Tail, after: Place | None) -> tuple[Place, bytes]:
         """Where to begin, and what to say about what cannot be had."""
         if after is None:
-            return tail.head, b""
-        if tail.floor <= after <= tail.head:
+            return Place(tail.head, tail.head_time), b""
+        asked = after.sequence
+        if after.time and not tail.holds(after) and not await self._log.knows(after):
+            bounds = await self._log.bounds(tenant)
+            return bounds.before_all, live.gap(asked, bounds.before_all, "made_anew")
+        if tail.floor <= asked <= tail.head:
             return after, b""
         bounds = await self._log.bounds(tenant)
-        if after > bounds.last:
-            return bounds.last, live.gap(after, bounds.last, "beyond_the_end")
-        if after + 1 < bounds.first:
-            return bounds.first - 1, live.gap(after, bounds.first - 1, "no_longer_held")
+        if asked > bounds.last:
+            return bounds.end, live.gap(asked, bounds.end, "beyond_the_end")
+        if asked + 1 < bounds.first:
+            return bounds.before_all, live.gap(asked, bounds.before_all, "no_longer_held")
         return after, b""
 
-    async def _serve(self, client: Client, tail: Tail, position: int, gap: bytes, receive: Receive) -> None:
+    async def _serve(self, client: Client, tail: Tail, place: Place, gap: bytes, receive: Receive) -> None:
         self._metrics.clients.inc()
         reason = "failed"
         try:
-            reason = await client.serve(tail, position, gap, receive)
+            reason = await client.serve(tail, place, gap, receive)
         finally:
             self._metrics.clients.dec()
             self._metrics.ended.labels(reason).inc()
@@ -167,7 +172,7 @@ class Live:
         return True
 
 
-def _asked(scope: Scope, headers: Mapping[str, str]) -> tuple[int | None, TypeFilter]:
+def _asked(scope: Scope, headers: Mapping[str, str]) -> tuple[Place | None, TypeFilter]:
     """The position to go on after, and the types.
 
     Raises:
@@ -196,14 +201,15 @@ def openapi_paths() -> dict[str, Any]:
         "429": "Too many unknown credentials from this address.",
         "503": "Too many streams, or the stream cannot be read now: come back after Retry-After.",
     }
-    position = {"type": "string", "pattern": "^[0-9]{1,20}$"}
+    position = {"type": "string", "pattern": "^[0-9]{1,20}(-[0-9]{1,20})?$"}
     return {
         PATH: {
             "get": {
                 "operationId": "streamEvents",
                 "summary": "Follow your events as they are stored",
-                "description": "Server-sent events. id: the stream sequence; event: the CloudEvent's type;"
-                " data: the CloudEvent on one line. Without Last-Event-ID, from now. An event of the name"
+                "description": "Server-sent events. id: the stream sequence and when it was stored;"
+                " event: the CloudEvent's type; data: the CloudEvent on one line. Without Last-Event-ID, from"
+                " now. An event of the name"
                 " gap, which is no CloudEvent, says what is no longer to be had. A client that does not"
                 " read is disconnected; it comes back with Last-Event-ID and misses nothing.",
                 "security": [{"bearer": []}, {"key": []}],

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from starlette.types import Receive, Send
 
 from kgents_api.model import live
-from kgents_api.model.live import EventLog, Frame, PositionLostError, Tail, TypeFilter
+from kgents_api.model.live import EventLog, Frame, Place, PositionLostError, Tail, TypeFilter
 from kgents_common.errors import TransientError
 
 RETRY_SECONDS = 3.0
@@ -79,6 +79,7 @@ class Client:
         self._due = loop.time() + heartbeat_seconds
         self._ending: asyncio.Future[str] = loop.create_future()
         self._position = 0
+        self._time = 0
         self._announced = 0
         self._is_sending = False
 
@@ -87,13 +88,13 @@ class Client:
         if not self._ending.done():
             self._ending.set_result(reason)
 
-    async def serve(self, tail: Tail, position: int, gap: bytes, receive: Receive) -> str:
-        """Send what comes after `position` until one side ends it; why it ended.
+    async def serve(self, tail: Tail, place: Place, gap: bytes, receive: Receive) -> str:
+        """Send what comes after `place` until one side ends it; why it ended.
 
         Args:
             gap: What to say first about what cannot be had.
         """
-        writing = asyncio.create_task(self._write(tail, position, gap), name="live.write")
+        writing = asyncio.create_task(self._write(tail, place, gap), name="live.write")
         leaving = asyncio.create_task(self._until_gone(receive), name="live.leave")
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,10 +112,11 @@ class Client:
         # uvicorn wakes this before the send that waited for the client.
         return "stalled" if self._is_sending else "left"
 
-    async def _write(self, tail: Tail, position: int, gap: bytes) -> str:
-        self._position = self._announced = position
+    async def _write(self, tail: Tail, place: Place, gap: bytes) -> str:
+        self._position = self._announced = place.sequence
+        self._time = place.time
         retry_seconds = RETRY_SECONDS * random.uniform(0.5, 1.5)
-        await self._send(live.opening(position, retry_seconds) + gap)
+        await self._send(live.opening(place, retry_seconds) + gap)
         while not self._ending.done() and tail.ended is None:
             if not tail.covers(self._position):
                 await self._catch_up(tail)
@@ -153,8 +155,8 @@ class Client:
                 finally:
                     await _cancelled(reading)
             # Beyond its newest event the tenant has nothing up to the stream's end as it was then.
-            if not tail.covers(self._position):
-                self._position = max(self._position, bounds.last)
+            if not tail.covers(self._position) and bounds.last > self._position:
+                self._position, self._time = bounds.last, bounds.last_time
 
     @asynccontextmanager
     async def _turn(self, line: asyncio.Semaphore) -> AsyncIterator[bool]:
@@ -186,7 +188,7 @@ class Client:
         if not await self._may_stay():
             self.end("revoked")
             return
-        moved = self._position if self._position > self._announced else None
+        moved = Place(self._position, self._time) if self._position > self._announced else None
         self._announced = self._position
         await self._send(live.heartbeat(moved))
 
@@ -203,7 +205,7 @@ class Client:
                 texts, size = [], 0
         if texts:
             await self._send_texts(texts)
-        self._position = frames[-1].sequence
+        self._position, self._time = frames[-1].sequence, frames[-1].time
 
     async def _send_texts(self, texts: list[bytes]) -> None:
         await self._send(b"".join(texts))

@@ -75,7 +75,7 @@ class Tails:
             shared.opened.set_exception(error)
             shared.opened.exception()  # whoever waits gets it; nobody may wait any more
             return
-        tail = Tail(bounds.last, max_events=self._max_events, max_bytes=self._max_bytes)
+        tail = Tail(bounds.end, max_events=self._max_events, max_bytes=self._max_bytes)
         shared.opened.set_result(tail)
         reader = self._log.reader(tenant, bounds.last)
         try:

@@ -1,7 +1,8 @@
 """The live stream as values: frames, filters, positions, and the shared tail of a tenant; it reads nothing.
 
-A position is a sequence of AGENTESE up to which a client has seen everything that is its tenant's. The wire
-format is the HTML standard's, section "Server-sent events".
+A position is a sequence of AGENTESE up to which a client has seen everything that is its tenant's. What a
+client is told, and says when it comes back, is that and when the message there was stored: a stream that is
+made anew counts from 1 again. The wire format is the HTML standard's, section "Server-sent events".
 """
 
 from __future__ import annotations
@@ -38,15 +39,35 @@ class Frame:
     """One event, ready for every client that wants its type.
 
     Attributes:
+        time: When its message was stored, Unix microseconds; 0 where clients are not told.
         text: The whole server-sent event, with its blank line.
     """
 
     sequence: int
+    time: int
     type: str
     text: bytes
 
 
-def frame(sequence: int, event_type: str, body: bytes) -> Frame | None:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A position as clients are told it.
+
+    Attributes:
+        time: When the message there was stored, Unix microseconds; where none is, any time since its stream
+            was created; 0 where not known or not told.
+    """
+
+    sequence: int
+    time: int = 0
+
+    @property
+    def id(self) -> bytes:
+        """The id of a server-sent event: `<sequence>-<time>`, or the sequence alone."""
+        return b"%d-%d" % (self.sequence, self.time) if self.time else b"%d" % self.sequence
+
+
+def frame(place: Place, event_type: str, body: bytes) -> Frame | None:
     """The frame of a stored message; None where the message is no JSON object and so no CloudEvent."""
     try:
         if not body.isascii():
@@ -55,39 +76,41 @@ def frame(sequence: int, event_type: str, body: bytes) -> Frame | None:
     except (ValueError, RecursionError):  # msgspec's and Unicode's errors are ValueErrors
         return None
     line = body.translate(_ONE_LINE) if b"\n" in body or b"\r" in body else body
-    return Frame(
-        sequence, event_type, b"id: %d\nevent: %b\ndata: %b\n\n" % (sequence, event_type.encode(), line)
-    )
+    text = b"id: %b\nevent: %b\ndata: %b\n\n" % (place.id, event_type.encode(), line)
+    return Frame(place.sequence, place.time, event_type, text)
 
 
-def opening(position: int, retry_seconds: float) -> bytes:
+def opening(place: Place, retry_seconds: float) -> bytes:
     """What a stream begins with: when to come back, and from where if nothing follows."""
-    return b"retry: %d\nid: %d\n\n" % (int(retry_seconds * 1000), position)
+    return b"retry: %d\nid: %b\n\n" % (int(retry_seconds * 1000), place.id)
 
 
-def heartbeat(position: int | None) -> bytes:
+def heartbeat(place: Place | None) -> bytes:
     """A comment, with the position where it moved on although nothing was sent."""
-    return b": heartbeat\n\n" if position is None else b": heartbeat\nid: %d\n\n" % position
+    return b": heartbeat\n\n" if place is None else b": heartbeat\nid: %b\n\n" % place.id
 
 
-def gap(requested: int, position: int, reason: str) -> bytes:
-    """The event that says: between `requested` and `position` there is nothing to be had.
+def gap(requested: int, place: Place, reason: str) -> bytes:
+    """The event that says: between `requested` and `place` there is nothing to be had; or, `made_anew`, that
+    the stream is another now and all it holds follows.
 
     It is no CloudEvent: it has no `specversion`.
     """
-    data = _ENCODER.encode({"reason": reason, "requested": requested, "continues_after": position})
-    return b"id: %d\nevent: gap\ndata: %b\n\n" % (position, data)
+    data = _ENCODER.encode({"reason": reason, "requested": requested, "continues_after": place.sequence})
+    return b"id: %b\nevent: gap\ndata: %b\n\n" % (place.id, data)
 
 
-def parse_position(text: str) -> int:
-    """A `Last-Event-ID`.
+def parse_position(text: str) -> Place:
+    """A `Last-Event-ID`: one of ours, or a stream sequence alone, as versions before told it.
 
     Raises:
-        EnvelopeError: It is no stream sequence.
+        EnvelopeError: It is neither.
     """
-    if not (text.isascii() and text.isdecimal() and len(text) <= 20) or int(text) > MAX_SEQUENCE:
-        raise EnvelopeError([Violation("Last-Event-ID", "must be the id of an event of this stream")])
-    return int(text)
+    sequence, dash, time = text.partition("-")
+    for number in (sequence, *([time] if dash else [])):
+        if not (number.isascii() and number.isdecimal() and len(number) <= 20) or int(number) > MAX_SEQUENCE:
+            raise EnvelopeError([Violation("Last-Event-ID", "must be the id of an event of this stream")])
+    return Place(int(sequence), int(time) if dash else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +160,26 @@ class Bounds:
         last: The last sequence it ever gave.
         newest: The tenant's newest event's sequence; 0 for none. Up to `last`, the tenant has no event
             beyond it.
+        last_time: When the message at `last` was stored, or where there is none a time since the stream was
+            created; Unix microseconds, 0 where clients are not told.
+        created: When the stream was, Unix microseconds; 0 where clients are not told.
     """
 
     first: int
     last: int
     newest: int
+    last_time: int = 0
+    created: int = 0
+
+    @property
+    def end(self) -> Place:
+        """The last sequence as a place."""
+        return Place(self.last, self.last_time)
+
+    @property
+    def before_all(self) -> Place:
+        """The place before the first."""
+        return Place(self.first - 1, self.created)
 
 
 class EventReader(Protocol):
@@ -168,6 +206,13 @@ class EventLog(Protocol):
             TransientError: It does not answer.
         """
 
+    async def knows(self, place: Place) -> bool:
+        """Whether the place is of the stream as it is now, and not of one before it.
+
+        Raises:
+            TransientError: It does not answer.
+        """
+
     def reader(self, tenant: str, after: int) -> EventReader:
         """A reader of what comes after a sequence."""
 
@@ -179,14 +224,15 @@ class Tail:
 
     Attributes:
         floor: Everything the tenant has beyond this sequence, up to `head`, is held.
-        head: The position of the reader that feeds this.
+        head: The position of the reader that feeds this; `head_time` is when its message was stored.
         changed: Done with the next change; replaced then.
         ended: Why it ended, once it did.
     """
 
-    def __init__(self, after: int, *, max_events: int, max_bytes: int) -> None:
-        self.floor = after
-        self.head = after
+    def __init__(self, after: Place, *, max_events: int, max_bytes: int) -> None:
+        self.floor = after.sequence
+        self.head = after.sequence
+        self.head_time = after.time
         self.ended: str | None = None
         self.changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._max_events = max_events
@@ -198,6 +244,13 @@ class Tail:
         """Whether everything after `position` is to be had here, now or later."""
         return position >= self.floor
 
+    def holds(self, place: Place) -> bool:
+        """Whether the place is one that this saw for itself."""
+        if place.sequence == self.head:
+            return place.time == self.head_time
+        at = bisect_right(self._frames, place.sequence, key=_sequence) - 1
+        return at >= 0 and (self._frames[at].sequence, self._frames[at].time) == (place.sequence, place.time)
+
     def since(self, position: int) -> list[Frame]:
         """What is held beyond a position that is covered."""
         if not self._frames or position >= self.head:
@@ -208,7 +261,7 @@ class Tail:
         """Add what was read, drop the oldest beyond the bounds, wake the clients."""
         self._frames.extend(frames)
         self._bytes += sum(len(f.text) for f in frames)
-        self.head = frames[-1].sequence
+        self.head, self.head_time = frames[-1].sequence, frames[-1].time
         dropped = max(0, len(self._frames) - self._max_events)
         freed = sum(len(f.text) for f in self._frames[:dropped])
         while self._bytes - freed > self._max_bytes and dropped < len(self._frames) - 1:

@@ -9,18 +9,19 @@ after the last event it gave out.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from kgents_api.model.live import Bounds, Frame, PositionLostError, frame
+from kgents_api.model.live import Bounds, Frame, Place, PositionLostError, frame
 from kgents_common import subjects
 from kgents_common.connection import Connection
 from kgents_common.errors import KgentsError, TransientError
 from kgents_common.pull import Delivered, Forward, Lost
 from kgents_common.retry import Patience
+from kgents_common.rfc3339 import moment
 from kgents_common.streams import JetStreamApiError, request
 
 BATCH_EVENTS = 128
@@ -33,31 +34,64 @@ LONGEST_WAIT = timedelta(seconds=2)
 ANSWER_SECONDS = 3
 NO_MESSAGE = 404
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _log = structlog.get_logger()
 
 
 class AgenteseLog:
-    """The stream behind one connection: what it holds, and readers of it."""
+    """The stream behind one connection: what it holds, and readers of it.
 
-    def __init__(self, connection: Connection, stream: str = subjects.AGENTESE) -> None:
+    Args:
+        tells_times: Whether clients are told when messages were stored; a version before refuses such ids.
+    """
+
+    def __init__(
+        self, connection: Connection, stream: str = subjects.AGENTESE, *, tells_times: bool = True
+    ) -> None:
         self._connection = connection
         self._stream = stream
+        self._tells_times = tells_times
 
     async def bounds(self, tenant: str) -> Bounds:
         """See `EventLog.bounds`. Both answers are the stream leader's, the tenant's newest the later one."""
         try:
             client = self._connection.client
-            state = (await request(client, f"STREAM.INFO.{self._stream}", timeout_seconds=ANSWER_SECONDS))[
-                "state"
-            ]
-            last = int(state["last_seq"])
-            return Bounds(max(1, int(state["first_seq"])), last, await self._newest(tenant))
+            info = await request(client, f"STREAM.INFO.{self._stream}", timeout_seconds=ANSWER_SECONDS)
+            state, created = info["state"], microseconds(info["created"])
+            first, last = max(1, int(state["first_seq"])), int(state["last_seq"])
+            newest = await self._newest(tenant)
+            if not self._tells_times:
+                return Bounds(first, last, newest)
+            # Of a stream that never held a message the server says the year 1.
+            last_time = microseconds(state["last_ts"])
+            return Bounds(first, last, newest, last_time if last_time > 0 else created, created)
         except JetStreamApiError as error:
             raise TransientError(str(error)) from error
 
     def reader(self, tenant: str, after: int) -> OrderedReader:
         """A reader of what comes after a sequence."""
-        return OrderedReader(self._connection, self._stream, tenant, after)
+        return OrderedReader(self._connection, self._stream, tenant, after, tells_times=self._tells_times)
+
+    async def knows(self, place: Place) -> bool:
+        """See `EventLog.knows`."""
+        client = self._connection.client
+        try:
+            answer = await request(
+                client,
+                f"STREAM.MSG.GET.{self._stream}",
+                {"seq": max(1, place.sequence)},
+                timeout_seconds=ANSWER_SECONDS,
+            )
+            if place.sequence:
+                return microseconds(answer["message"]["time"]) == place.time
+        except JetStreamApiError as error:
+            if error.code != NO_MESSAGE:
+                raise TransientError(str(error)) from error
+        try:
+            info = await request(client, f"STREAM.INFO.{self._stream}", timeout_seconds=ANSWER_SECONDS)
+        except JetStreamApiError as error:
+            raise TransientError(str(error)) from error
+        return microseconds(info["created"]) <= place.time
 
     async def _newest(self, tenant: str) -> int:
         wanted = {"last_by_subj": f"agentese.{tenant}.>"}
@@ -75,6 +109,11 @@ class AgenteseLog:
         return int(answer["message"]["seq"])
 
 
+def microseconds(text: str) -> int:
+    """A server's time (RFC 3339, nanoseconds) as Unix microseconds, the rest cut off."""
+    return (moment(text) - _EPOCH) // timedelta(microseconds=1)
+
+
 class OrderedReader:
     """See `EventReader`. Not for concurrent use.
 
@@ -82,8 +121,11 @@ class OrderedReader:
         position: The sequence of the last message seen, given out or not.
     """
 
-    def __init__(self, connection: Connection, stream: str, tenant: str, after: int) -> None:
+    def __init__(
+        self, connection: Connection, stream: str, tenant: str, after: int, *, tells_times: bool
+    ) -> None:
         self.position = after
+        self._tells_times = tells_times
         self._connection = connection
         self._stream = stream
         self._filter = f"agentese.{tenant}.>"
@@ -130,7 +172,8 @@ class OrderedReader:
             return None
         self.position = sequence
         parsed = subjects.parse_agentese(message.subject)
-        return frame(sequence, parsed.type, message.data) if parsed is not None else None
+        place = Place(sequence, arrived[1].time // 1000 if self._tells_times else 0)
+        return frame(place, parsed.type, message.data) if parsed is not None else None
 
     async def _open(self) -> Forward:
         client = self._connection.client
