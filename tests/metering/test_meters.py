@@ -69,7 +69,7 @@ def meter(**changes: object) -> Meter:
         ("1e3", Decimal(1000)),
         (10**25, Decimal(10**25)),
         ("1e-400", Decimal(0)),
-        (None, "invalid event: null and missing value property"),
+        (None, "invalid event: value cannot be null"),
         (True, "invalid event: unsupported value property type: bool"),
         ("NaN", "invalid event: value cannot be NaN"),
         ("-Inf", "invalid event: value cannot be infinity"),

@@ -186,7 +186,7 @@ def _by_hand(
     """An independent reference: plain loops over the events in order of time."""
     groups: dict[tuple[Any, str | None], list[tuple[datetime, Decimal | str | None]]] = {}
     for one in sent:
-        if query.start is not None and query.end is not None and not query.start <= one.time < query.end:
+        if query.span.start is not None and query.span.end is not None and not query.span.start <= one.time < query.span.end:
             continue
         group = "" if one.model is None else str(one.model)
         if model is not None and group != model:
@@ -200,14 +200,14 @@ def _by_hand(
         if where is None:
             first, last = min(m[0] for m in members), max(m[0] for m in members)
             where = (
-                query.start or first.replace(second=0, microsecond=0),
-                query.end or last.replace(second=0, microsecond=0) + timedelta(minutes=1),
+                query.span.start or first.replace(second=0, microsecond=0),
+                query.span.end or last.replace(second=0, microsecond=0) + timedelta(minutes=1),
             )
         yield (*where, group), _aggregate(aggregation, [m[1] for m in members])
     counts = aggregation in (Aggregation.COUNT, Aggregation.UNIQUE_COUNT)
     if not groups and counts and query.window is None and not query.group_by:
-        start = query.start or datetime(1970, 1, 1, tzinfo=UTC)
-        yield (start, query.end or start + timedelta(minutes=1), None), Decimal(0)
+        start = query.span.start or datetime(1970, 1, 1, tzinfo=UTC)
+        yield (start, query.span.end or start + timedelta(minutes=1), None), Decimal(0)
 
 
 def _usable(value: object, aggregation: Aggregation) -> tuple[bool, Decimal | str | None]:

@@ -175,8 +175,9 @@ class Stack:
             return {"KGENTS_METERING_ROLE": "reads"}
         if name == "metering" and "reads" in self.options.services:
             return {"KGENTS_METERING_ROLE": "writer"}
-        if name == "api" and "reads" in self.options.services:
-            return {"KGENTS_EXPECTED_WORKERS": "metering,metering-reads,billing,backup"}
+        if name == "api" and {"reads", "metering"} & set(self._services):
+            expected = {"KGENTS_EXPECTED_WORKERS": "metering,metering-reads,billing,backup"}
+            return {"KGENTS_READS_URL": self.reads.url, **(expected if "reads" in self._services else {})}
         return {}
 
     @property

@@ -137,12 +137,15 @@ Publish an event, twice: the second receipt says "duplicate": true
          "data":{{"tokens":42,"model":"small-1","direction":"in"}}}}'
 
 Ask what was used
-  curl -s "{reads}/api/v1/meters/tokens/query?windowSize=HOUR&groupBy=model" \\
+  curl -s "{api}/api/v1/meters/tokens/query?windowSize=HOUR&groupBy=model" \\
     -H "Authorization: Bearer $KEY"
 
 The same with OpenMeter's own SDK
-  openmeter.Client(endpoint="{api}", token=KEY).events.ingest_event(...)
-  openmeter.Client(endpoint="{reads}", token=KEY).meters.query_json("tokens")
+  client = openmeter.Client(endpoint="{api}", token=KEY)
+  client.events.ingest_event(...); client.meters.query_json("tokens")
+
+What of yours was not counted, or not by every meter?  (kind=invalid, dead, conflict)
+  curl -s "{api}/v1/bad-events?kind=invalid" -H "Authorization: Bearer $KEY"
 
 Follow your events as they are stored
   curl -sN {api}/v1/events/stream -H "Authorization: Bearer $KEY"

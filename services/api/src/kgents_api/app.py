@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kgents_api.handlers import live, openapi, saas, sessions, stripe_webhooks
+from kgents_api.handlers import live, openapi, saas, sessions, stripe_webhooks, usage
 from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.events import Events, as_openmeter
 from kgents_api.handlers.instrument import Instrument
@@ -20,6 +20,7 @@ from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.saas import HeartbeatFollower, Saas
 from kgents_api.handlers.sessions import SessionDoor
 from kgents_api.handlers.stripe_webhooks import HELD_WEBHOOK_BYTES, StripeWebhooks, WebhookMetrics
+from kgents_api.handlers.usage import UsageForward
 from kgents_api.metrics import Metrics
 from kgents_api.model.rate_limit import Quota, RateLimiter
 from kgents_api.model.saas import Heartbeats
@@ -31,7 +32,7 @@ from kgents_api.sinks.shared_redis import SharedRedis
 from kgents_api.sinks.stream import StreamSink
 from kgents_api.sinks.stripe_secrets import WebhookSecrets
 from kgents_api.sources.live import AgenteseLog
-from kgents_common import health, service
+from kgents_common import health, service, usage_contract
 from kgents_common.application import application
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
@@ -104,11 +105,13 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     webhooks = _webhooks(settings, publisher, registry, clock)
     streams = _live(settings, authentication, reading, registry)
     heartbeats = Heartbeats.every(settings.heartbeat_seconds, settings.expected_workers)
+    forward = UsageForward(settings.reads_url, registry) if settings.reads_url else None
     described = {
         **live.openapi_paths(),
         **saas.openapi_paths(),
         **(sessions.openapi_paths() if kept else {}),
         **(stripe_webhooks.openapi_paths() if webhooks else {}),
+        **(usage_contract.openapi_paths() if forward else {}),
     }
     routes = [
         Route("/v1/events", events, methods=["POST"]),
@@ -118,6 +121,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         *saas.routes(Saas(document, heartbeats, clock)),
         *(sessions.routes(SessionDoor(authentication, kept, clock)) if kept else ()),
         *(stripe_webhooks.routes(webhooks) if webhooks else ()),
+        *(usage.routes(forward) if forward else ()),
         *openapi.routes(limits, described),
     ]
     app = Instrument(
@@ -132,7 +136,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         metrics=metrics,
         tracer=tracing.tracer if settings.otlp_endpoint else None,
         max_concurrency=settings.max_concurrency,
-        unlimited=[live.PATH],
+        unlimited=[live.PATH, *(usage_contract.ROUTES if forward else ())],
     )
     await service.serve(
         settings=settings,
@@ -144,6 +148,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
             publisher,
             *([spooling] if spooling else []),
             *([redis] if redis else []),
+            *([forward] if forward else []),
             HeartbeatFollower(reading, heartbeats, clock),
             Upkeep(Round("fill", fill.look, EVERY_SECONDS)),
             Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),

@@ -96,6 +96,11 @@ class ApiSettings(ServiceSettings):
         validation_alias="KGENTS_EXPECTED_WORKERS",
         description="The services /health/saas speaks of",
     )
+    reads_url: str | None = Field(
+        None,
+        validation_alias="KGENTS_READS_URL",
+        description="Where usage questions asked here are passed on to; None where a gateway routes them",
+    )
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_metering.handlers import conflicts, reads
 from kgents_metering.handlers.authorization import tenant_by_key
-from kgents_metering.handlers.reads import Admission, Gate
+from kgents_metering.handlers.reads import Admission, Gate, bad_events, contract
 from kgents_metering.metrics import ReadMetrics
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger.conflicts import Conflicts
@@ -72,10 +72,13 @@ def read_side(
         waiting_per_tenant=settings.reads_waiting_per_tenant,
         seconds=settings.reads_seconds,
     )
+    usage = UsageReads(pool, limits)
     gate = Gate(tenant_by_key(keyring), admission, ReadMetrics(registry))
     routes = [
-        *reads.routes(UsageReads(pool, limits), gate, clock),
+        *reads.routes(usage, gate, clock),
+        *bad_events.routes(usage, gate),
         *conflicts.routes(Conflicts(pool), gate),
+        contract.route(),
     ]
     return ReadSide(routes, pool)
 

@@ -41,7 +41,7 @@ b{display:inline-block;min-width:4rem}
 def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
     """The OpenAPI document, as data; `more` are paths that not every deployment has."""
     (receipts,), schemas = msgspec.json.schema_components([Receipts])
-    return {
+    described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "kgents api",
@@ -111,7 +111,6 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
                     },
                 }
             },
-            **more,
         },
         "components": {
             "securitySchemes": {
@@ -125,6 +124,9 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
             "schemas": {**schemas, "CloudEvent": _cloud_event(), "Problem": _problem()},
         },
     }
+    for path, operations in more.items():  # a path may have methods of both
+        described["paths"][path] = {**described["paths"].get(path, {}), **operations}
+    return described
 
 
 def routes(limits: Limits, more: Mapping[str, Any]) -> list[BaseRoute]:

@@ -14,11 +14,21 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from kgents_common.clock import Clock
+from kgents_common.usage_contract import (
+    EVENTS,
+    GROUP_VALUES,
+    METER,
+    METERS,
+    PARAMETERS,
+    QUERY,
+    ROUTES,
+    SUBJECTS,
+)
 from kgents_metering.handlers.reads import answers
 from kgents_metering.handlers.reads.accept import wants_csv
 from kgents_metering.handlers.reads.gate import Gate, Handler, whole
+from kgents_metering.model.query import PARAMETERS as QUERY_PARAMETERS
 from kgents_metering.model.query import (
-    PARAMETERS,
     REPEATABLE,
     QueryError,
     Span,
@@ -37,17 +47,11 @@ from kgents_metering.model.query.parameters import (
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads import EventFilter, UsageReads
 
-QUERY = "/api/v1/meters/{meter}/query"
 MAX_LISTED = 100
 MAX_METERS = 1000
 MAX_PAGE = 1_000_000
 SECOND = timedelta(seconds=1)
 DEFAULT_SPAN = timedelta(days=1)
-SPAN = ("from", "to")
-EVENT_LISTING = (
-    *("clientId", "ingestedAtFrom", "ingestedAtTo", "id", "subject", "customerId", "from", "to", "limit"),
-)
-METER_LISTING = ("page", "pageSize", "order", "orderBy", "includeDeleted")
 METER_ORDERS: Mapping[str, Callable[[MeterInForce], Any]] = {
     "key": lambda found: found.meter.slug,
     "name": lambda found: (found.meter.name or found.meter.slug, found.meter.slug),
@@ -66,7 +70,7 @@ class Reads:
 
     async def list_meters(self, request: Request, _: str) -> Response:
         """Every meter, or a page of them, as a bare array."""
-        values = _values(request, METER_LISTING)
+        values = _values(request, PARAMETERS[METERS])
         page, size = number(values, "page", 1, MAX_PAGE), number(values, "pageSize", MAX_METERS, MAX_METERS)
         if one(values, "includeDeleted") not in (None, "false"):
             raise QueryError("includeDeleted: meters that ended are not shown")
@@ -82,13 +86,13 @@ class Reads:
 
     async def subjects(self, request: Request, tenant: str) -> Response:
         """The caller's tenant, where it used the meter."""
-        span = read_span(_values(request, SPAN))
+        span = read_span(_values(request, PARAMETERS[SUBJECTS]))
         meter = await self._meter(request)
         return answers.as_json([tenant] if await self._usage.has_usage(meter, tenant, span) else [])
 
     async def group_values(self, request: Request, tenant: str) -> Response:
         """The values of one group key, of the last 24 hours unless `from` is given, as OpenMeter has it."""
-        span = read_span(_values(request, SPAN))
+        span = read_span(_values(request, PARAMETERS[GROUP_VALUES]))
         meter = await self._meter(request)
         key = request.path_params["key"]
         if key not in dict(meter.meter.group_by):
@@ -99,7 +103,7 @@ class Reads:
 
     async def list_events(self, request: Request, tenant: str) -> Response:
         """The tenant's own events, newest first, each with why it could not be metered, if so."""
-        values = _values(request, EVENT_LISTING)
+        values = _values(request, PARAMETERS[EVENTS])
         if one(values, "customerId") is not None:
             raise QueryError("customerId: there are no customers here; tenants are subjects")
         limit = number(values, "limit", MAX_LISTED, MAX_LISTED)
@@ -128,7 +132,7 @@ class Reads:
             _values(request, ())
             values: Parameters = body_values(_decoded(request.state.body))
         else:
-            values = _values(request, PARAMETERS, repeatable=REPEATABLE)
+            values = _values(request, QUERY_PARAMETERS, repeatable=REPEATABLE)
         meter = await self._meter(request)
         query = parse_query(values, meter.meter, tenant)
         async with self._usage.open_query(meter, tenant, query) as found:
@@ -148,16 +152,15 @@ class Reads:
 def routes(usage: UsageReads, gate: Gate, clock: Clock) -> list[BaseRoute]:
     """OpenMeter's paths."""
     reads = Reads(usage, clock)
-    paths: Mapping[str, Handler] = {
-        "/api/v1/meters": whole(reads.list_meters),
-        "/api/v1/meters/{meter}": whole(reads.get_meter),
-        "/api/v1/meters/{meter}/subjects": whole(reads.subjects),
-        "/api/v1/meters/{meter}/group-by/{key}/values": whole(reads.group_values),
+    handlers: Mapping[str, Handler] = {
+        METERS: whole(reads.list_meters),
+        METER: whole(reads.get_meter),
+        SUBJECTS: whole(reads.subjects),
+        GROUP_VALUES: whole(reads.group_values),
         QUERY: reads.query,
-        "/api/v1/events": whole(reads.list_events),
+        EVENTS: whole(reads.list_events),
     }
-    methods = {QUERY: ["GET", "POST"]}
-    return [Route(path, gate(handler), methods=methods.get(path, ["GET"])) for path, handler in paths.items()]
+    return [Route(path, gate(handler), methods=[*ROUTES[path]]) for path, handler in handlers.items()]
 
 
 def _values(request: Request, known: Collection[str], *, repeatable: Collection[str] = ()) -> Parameters:

@@ -17,6 +17,7 @@ from kgents_metering.model.rollup import Rollup
 from kgents_metering.model.windows import NOTHING, Windows, windows
 from kgents_metering.sinks.ledger.meters import EMPTY, MeterInForce, MeterSet, current
 from kgents_metering.sinks.ledger.reads import statement
+from kgents_metering.sinks.ledger.reads.bad_events import BadEvent, BadEvents, find_bad_events
 from kgents_metering.sinks.ledger.reads.edges import measure_edges
 from kgents_metering.sinks.ledger.reads.events import EventFilter, ListedEvent, list_events
 from kgents_metering.sinks.ledger.reads.rows import (
@@ -110,6 +111,11 @@ class UsageReads:
         """The tenant's own events, newest first, of the last 32 days unless a start is given."""
         async with self._reading() as connection:
             return await list_events(connection, tenant, wanted, now)
+
+    async def bad_events(self, tenant: str, wanted: BadEvents) -> list[BadEvent]:
+        """The tenant's own events that were not counted, or not by every meter, newest first."""
+        async with self._reading() as connection:
+            return await find_bad_events(connection, tenant, wanted)
 
     async def _current(self) -> MeterSet:
         async with self._reading() as connection:
