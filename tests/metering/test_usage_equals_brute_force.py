@@ -186,7 +186,11 @@ def _by_hand(
     """An independent reference: plain loops over the events in order of time."""
     groups: dict[tuple[Any, str | None], list[tuple[datetime, Decimal | str | None]]] = {}
     for one in sent:
-        if query.span.start is not None and query.span.end is not None and not query.span.start <= one.time < query.span.end:
+        if (
+            query.span.start is not None
+            and query.span.end is not None
+            and not query.span.start <= one.time < query.span.end
+        ):
             continue
         group = "" if one.model is None else str(one.model)
         if model is not None and group != model:
