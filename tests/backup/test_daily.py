@@ -177,6 +177,7 @@ async def test_the_service_archives_runs_and_reports(
     async with connected({"servers": own_nats.url}) as client:
         await streams.apply(client, await streams.plan(client))
         await fill(client, 200)
+        beats = await client.subscribe("events.heartbeat.backup.>")
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "kgents_backup", "run"),
@@ -210,8 +211,7 @@ async def test_the_service_archives_runs_and_reports(
                 await until(is_archived)
                 document = (await http.get("/health/ready")).json()
                 assert document["status"] == "ok", document
-                beats = [m for m in await read_all(client, "EVENTS") if ".heartbeat.backup." in m.subject]
-                assert beats
+                assert await beats.next_msg(timeout=HANGS_AFTER_SECONDS)
                 await fill(client, 7, start=250)
             finally:
                 process.send_signal(signal.SIGTERM)
