@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import os
 import subprocess
+import sys
 from pathlib import Path
 
+import nats
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from kgents_devstack.servers.nats import OLDEST_VERSION, binary, installed_version
 
+from .nats_cluster import nodes
 from .rendered import OVERLAYS, find, overlay
 
 
@@ -73,3 +78,36 @@ def test_the_regions_have_domains_and_clusters_of_their_own() -> None:
 
     assert {region["domain"] for region in regions} == {"primary", "dr"}
     assert len({region["cluster"] for region in regions}) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", [OLDEST_VERSION, installed_version()])
+async def test_three_nodes_form_a_cluster_and_the_job_gives_the_streams_three_replicas(
+    version: str, tmp_path: Path
+) -> None:
+    """The configuration as it is, the Job's own command, twice: the second time nothing is to be done."""
+    cluster = nodes(tmp_path, version)
+    arguments = find(overlay("local"), "Job", "kgents-streams")["spec"]["template"]["spec"]["containers"][0]
+    command = [sys.executable, *arguments["command"][1:], *arguments["args"]]
+    with contextlib.ExitStack() as running:
+        for node in cluster:
+            running.enter_context(node)
+        for node in cluster:
+            await asyncio.to_thread(node.until_ready)
+        told = {**os.environ, "NATS_SERVERS": cluster[0].url}
+
+        def applied() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+
+        first, second = [await asyncio.to_thread(applied) for _ in range(2)]
+
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+        assert "create" in first.stdout.lower()
+        assert "create" not in second.stdout.lower()
+        client = await nats.connect(cluster[1].url)
+        infos = await client.jetstream().streams_info()
+        account = await client.jetstream().account_info()
+        await client.close()
+
+    assert {info.config.name: info.config.num_replicas for info in infos} == {"AGENTESE": 3, "EVENTS": 3}
+    assert account.domain == "primary"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .network import End, is_allowed
-from .rendered import OVERLAYS, Object, overlay, ports_of, with_component, workloads
+from .rendered import OVERLAYS, Object, overlay, ports_of, workloads
 
 NAME = "app.kubernetes.io/name"
 T, A, O, DNS = "kgents-triad", "kgents-agents", "kgents-observability", "kube-system"  # noqa: E741 the seed's three
@@ -17,7 +17,6 @@ PRIVATE = End("neighbour", address="10.99.0.4")
 
 # The seed's edges and the design's, for each that calls: whom, and at which ports.
 SERVICES = ("kgent-api", "kgent-metering", "kgent-metering-reads", "kgent-billing")
-BACKUPS = ("kgent-backup", "kgent-backup-daily")
 EDGES: dict[str, set[tuple[str, int]]] = {
     "internet": {("triad-kong", 8000), ("triad-kong", 8443)},
     "neighbour": {("triad-kong", 8000), ("triad-kong", 8443)},
@@ -145,20 +144,6 @@ def test_what_may_go_out_of_the_cluster_does_not_reach_inside_or_the_clouds_meta
 
     assert is_allowed(policies, billing, OUTSIDE, 443)
     assert not is_allowed(policies, billing, End("inside", address=address), 443)
-
-
-def test_an_external_database_is_reached_by_those_who_have_one_and_by_nobody_else() -> None:
-    """The component takes the StatefulSet and its edge away, and opens the port to outside."""
-    rendered = with_component("local", "external-postgres")
-    policies = [found for found in rendered if found["kind"] == "NetworkPolicy"]
-
-    assert [w.name for w in workloads(rendered) if "postgres" in w.name] == []
-    for name in ("kgent-metering", "kgent-metering-reads", "kgents-meters", "kgent-billing"):
-        assert is_allowed(policies, End(name, T, {NAME: name}), PRIVATE, 5432), name
-    for name in BACKUPS:
-        assert is_allowed(policies, End(name, A, {NAME: name}), PRIVATE, 5432), name
-    for name in ("kgent-api", "triad-kong", "triad-redis"):
-        assert not is_allowed(policies, End(name, T, {NAME: name}), PRIVATE, 5432), name
 
 
 def policy(namespace: str, **spec: Any) -> Object:
