@@ -28,7 +28,12 @@ EDGES: dict[str, set[tuple[str, int]]] = {
         ("kgent-billing", 8002),
         ("otel-collector", 4318),
     },
-    "kgent-api": {("nats", 4222), ("triad-redis", 6379), ("otel-collector", 4318)},
+    "kgent-api": {
+        ("nats", 4222),
+        ("triad-redis", 6379),
+        ("kgent-metering-reads", 8001),
+        ("otel-collector", 4318),
+    },
     "kgent-metering": {
         ("nats", 4222),
         ("triad-postgres", 5432),
