@@ -21,7 +21,10 @@ from kgents_common import subjects
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.errors import ConfigurationError
 
-SCOPES = ("events:write", "events:read", "usage:read", "billing:read", "sessions:write")
+TENANT_SCOPES = ("events:write", "events:read", "usage:read", "billing:read", "sessions:write")
+# What concerns every tenant: an operator's, never a key's unless it is asked for.
+OPERATOR_SCOPES = ("meters:write",)
+SCOPES = (*TENANT_SCOPES, *OPERATOR_SCOPES)
 RELOAD_SECONDS = 1.0
 
 _log = structlog.get_logger()
@@ -42,7 +45,7 @@ class _Document(msgspec.Struct):
 
 
 def mint(
-    tenant: str, scopes: Sequence[str] = SCOPES, *, now: datetime | None = None
+    tenant: str, scopes: Sequence[str] = TENANT_SCOPES, *, now: datetime | None = None
 ) -> tuple[str, KeyRecord]:
     """A new key and its record; the key is shown once and kept nowhere.
 

@@ -25,7 +25,7 @@ from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_common.watchdog import Ready, StallMetrics, Watchdog
-from kgents_metering.app_reads import ReadPool, read_side, run_reads
+from kgents_metering.app_reads import read_side, run_reads
 from kgents_metering.handlers import reads
 from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.meter_check import MeterCheck
@@ -175,7 +175,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         connection,
         publisher,
         LedgerPool(pool, settings.database_url, meters),
-        *([ReadPool(side.pool)] if side else []),
+        *(side.parts() if side else []),
         watchdog,
         facts_watchdog,
         Ready(connection, watchdog, facts_watchdog),

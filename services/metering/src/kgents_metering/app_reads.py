@@ -18,12 +18,14 @@ from kgents_common.health import Health, Heartbeat, up
 from kgents_common.keyring import Keyring
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
-from kgents_metering.handlers import conflicts, reads
+from kgents_metering.handlers import conflicts, meter_door, reads
 from kgents_metering.handlers.authorization import tenant_by_key
+from kgents_metering.handlers.meter_door import MeterDoor, actor_by_key
 from kgents_metering.handlers.reads import Admission, Gate, bad_events, contract
 from kgents_metering.metrics import ReadMetrics
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger.conflicts import Conflicts
+from kgents_metering.sinks.ledger.meter_editing import MeterEditing
 from kgents_metering.sinks.ledger.reads import ReadLimits, UsageReads
 from kgents_metering.sinks.ledger.schema import is_current
 
@@ -34,10 +36,15 @@ Pool = AsyncConnectionPool[AsyncConnection]
 
 @dataclass(frozen=True, slots=True)
 class ReadSide:
-    """The reads of a process: their routes, and the pool that is theirs alone."""
+    """The reads of a process: their routes, and the pools that are theirs alone."""
 
     routes: list[BaseRoute]
     pool: Pool
+    editing_pool: Pool
+
+    def parts(self) -> list[ReadPool]:
+        """What is started and stopped."""
+        return [ReadPool(self.pool), ReadPool(self.editing_pool)]
 
 
 class ReadPool:
@@ -66,6 +73,13 @@ def read_side(
         statement_timeout_seconds=settings.reads_statement_seconds,
         is_read_only=True,
     )
+    # Meters change seldom, one at a time, and wait for nobody's reads.
+    editing_pool = database.make_pool(
+        settings.database_url,
+        application="kgent-metering-meters",
+        max_size=1,
+        statement_timeout_seconds=settings.reads_statement_seconds,
+    )
     limits = ReadLimits(rows=settings.reads_max_rows, statement_seconds=settings.reads_statement_seconds)
     admission = Admission(
         running_per_tenant=settings.reads_per_tenant,
@@ -79,8 +93,9 @@ def read_side(
         *bad_events.routes(usage, gate),
         *conflicts.routes(Conflicts(pool), gate),
         contract.route(),
+        *meter_door.routes(MeterDoor(MeterEditing(editing_pool), actor_by_key(keyring.find))),
     ]
-    return ReadSide(routes, pool)
+    return ReadSide(routes, pool, editing_pool)
 
 
 async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
@@ -107,7 +122,7 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
         app=application([*health.routes(document, registry), *side.routes], reads.EXCEPTION_HANDLERS),
         parts=[
             connection,
-            ReadPool(side.pool),
+            *side.parts(),
             Upkeep(Round("look", _look_round(side.pool, seen))),
             Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         ],

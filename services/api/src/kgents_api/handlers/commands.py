@@ -18,7 +18,7 @@ def run_command(arguments: list[str]) -> int:
     keys = commands.add_parser("keys", help="API keys").add_subparsers(required=True, metavar="what")
     create = keys.add_parser("create", help="make a key; it is shown once")
     create.add_argument("--tenant", required=True)
-    create.add_argument("--scopes", nargs="+", default=list(keyring.SCOPES), metavar="SCOPE")
+    create.add_argument("--scopes", nargs="+", default=list(keyring.TENANT_SCOPES), metavar="SCOPE")
     create.set_defaults(command=_create)
     listing = keys.add_parser("list", help="one line each, never a key itself")
     listing.set_defaults(command=_list)

@@ -21,6 +21,9 @@ from kgents_common.errors import ConfigurationError
 from kgents_metering.model.meters import Declared, Meter, parse
 from kgents_metering.sinks.ledger.meters import LOCK_EXCLUSIVE
 
+ROWS = """
+select id, slug, fingerprint, definition, deleted_at is null, ulid, origin from metering.meter order by id
+"""
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _VERSION = "select applied_version from metering.meter_set"
 
@@ -78,7 +81,8 @@ async def standing(pool: AsyncConnectionPool[AsyncConnection], wanted: Declared)
         async with pool.connection() as connection:
             rows = await (
                 await connection.execute(
-                    "select slug, fingerprint, definition from metering.meter where deleted_at is null"
+                    "select slug, fingerprint, definition from metering.meter"
+                    " where deleted_at is null and origin = 'file'"
                 )
             ).fetchall()
             row = await (
@@ -142,41 +146,56 @@ async def sync(pool: AsyncConnectionPool[AsyncConnection], meters: Sequence[Mete
 
 
 async def _apply(connection: AsyncConnection, wanted: Declared, actor: str) -> list[Change]:
-    rows = await (
-        await connection.execute(
-            "select id, slug, fingerprint, definition, deleted_at is null, ulid"
-            " from metering.meter order by id"
-        )
-    ).fetchall()
-    last = await (await connection.execute("select coalesce(max(n), 0) from metering.event")).fetchone()
+    rows = await (await connection.execute(ROWS)).fetchall()
     changes: list[Change] = []
     for meter in wanted.meters:
         own = [row for row in rows if row[1] == meter.slug]
-        action = await _put(connection, meter, own, last[0] if last else 0)
+        if any(row[4] and row[6] != "file" for row in own):
+            raise ConfigurationError(
+                f"meter {meter.slug}: was made by API and is in force",
+                hint="delete it there first, or declare another slug",
+            )
+        action = await put(connection, meter, own, origin="file")
         if action:
             changes.append(Change(action, meter))
     keys = {(meter.slug, meter.fingerprint) for meter in wanted.meters}
-    for meter_id, slug, fingerprint, definition, is_active, _ in rows:
-        if is_active and (slug, bytes(fingerprint)) not in keys:
+    for meter_id, slug, fingerprint, definition, is_active, _, origin in rows:
+        if is_active and origin == "file" and (slug, bytes(fingerprint)) not in keys:
             await connection.execute("update metering.meter set deleted_at = now() where id = %s", [meter_id])
             changes += [Change("ended", meter) for meter in parse({"meters": [definition]})]
     await connection.execute(
-        "update metering.meter_set set version = version + %s, applied_at = now(),"
-        " applied_version = coalesce(%s, applied_version)",
-        [int(bool(changes)), wanted.version],
+        "update metering.meter_set set applied_at = now(), applied_version = coalesce(%s, applied_version)",
+        [wanted.version],
     )
+    await record(connection, changes, actor)
+    return changes
+
+
+async def record(connection: AsyncConnection, changes: Sequence[Change], actor: str) -> None:
+    """Make every process read the meters again, and keep what was changed and by whom."""
+    if not changes:
+        return
+    await connection.execute("update metering.meter_set set version = version + 1")
     for change in changes:
         await connection.execute(
             "insert into metering.meter_change (actor, action, slug, definition) values (%s, %s, %s, %s)",
             [actor, change.action, change.meter.slug, json.dumps(change.meter.definition())],
         )
-    return changes
 
 
-async def _put(connection: AsyncConnection, meter: Meter, own: list[Any], last_n: int) -> str:
-    """Put one meter in force; what that was, empty where nothing changed."""
+async def put(connection: AsyncConnection, meter: Meter, own: list[Any], *, origin: str) -> str:
+    """Put one meter in force, under `LOCK_EXCLUSIVE`; what that was, empty where nothing changed.
+
+    Args:
+        own: All rows of its slug, as `ROWS` gives them.
+
+    Raises:
+        ConfigurationError: Its event type, aggregation or value would change.
+    """
+    last = await (await connection.execute("select coalesce(max(n), 0) from metering.event")).fetchone()
+    last_n = last[0] if last else 0
     definition = meter.definition()
-    for _, slug, _, existing, is_active, _ in own:
+    for _, slug, _, existing, is_active, _, _ in own:
         for name in ("eventType", "aggregation", "valueProperty"):
             if is_active and existing.get(name) != definition.get(name):
                 raise ConfigurationError(
@@ -198,13 +217,13 @@ async def _put(connection: AsyncConnection, meter: Meter, own: list[Any], last_n
             await connection.execute(f"delete from metering.{table} where meter = %s".encode(), [same[0]])
         await connection.execute(
             "update metering.meter set deleted_at = null, updated_at = now(), definition = %s,"
-            " backfill_after = 0, backfill_to = %s where id = %s",
-            [json.dumps(definition), last_n, same[0]],
+            " backfill_after = 0, backfill_to = %s, origin = %s where id = %s",
+            [json.dumps(definition), last_n, origin, same[0]],
         )
         return "returned"
     await connection.execute(
-        "insert into metering.meter (ulid, slug, fingerprint, definition, event_type, backfill_to)"
-        " values (%s, %s, %s, %s, %s, %s)",
+        "insert into metering.meter (ulid, slug, fingerprint, definition, event_type, backfill_to, origin)"
+        " values (%s, %s, %s, %s, %s, %s, %s)",
         [
             own[-1][5] if own else new_ulid(),
             meter.slug,
@@ -212,6 +231,7 @@ async def _put(connection: AsyncConnection, meter: Meter, own: list[Any], last_n
             json.dumps(definition),
             meter.event_type,
             last_n,
+            origin,
         ],
     )
     return "created"
