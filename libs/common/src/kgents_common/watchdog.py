@@ -201,6 +201,8 @@ class Watchdog:
             if error.code != 404:
                 raise
             stream = await self._ask(f"STREAM.INFO.{spec.stream}")
+            if streams.RESTORE_MARK in (stream["config"].get("metadata") or {}):
+                return  # its restore makes the consumers
             # A stream that was made anew counts from 1 again: an old floor would skip its first messages.
             is_same = stream["created"] == self._epoch
             start = self._floor + 1 if is_same else 1

@@ -18,6 +18,7 @@ from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.operations.archiving import ArchivePolicy, Archiver
 from kgents_backup.operations.daily import DailyRun
 from kgents_backup.operations.disaster import Region, watch_mirrors
+from kgents_backup.operations.standing import Inspection, Standing
 from kgents_backup.operations.uploading import SegmentUploader
 from kgents_backup.settings import BackupSettings
 from kgents_backup.sinks.announcing import EventAnnouncer
@@ -45,6 +46,7 @@ from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.watchdog import StallMetrics
 
 SERVICE = "backup"
+INSPECT_SECONDS = 60.0
 
 _log = structlog.get_logger()
 
@@ -187,6 +189,12 @@ class Backup:
             found.append(snapshots[-1].taken_at)
         return min(found)
 
+    def inspection(self) -> Inspection:
+        """What tells whether a restore would work now."""
+        vaults = [self.local, *([self.offsite] if self.offsite else [])]
+        has_database = self.settings.database_url is not None
+        return Inspection(self.client, vaults, self.settings.streams, self.clock, has_database)
+
     def region(self) -> Region | None:
         """The DR region; None where none is set."""
         settings = self.settings
@@ -246,12 +254,32 @@ async def run_service(settings: BackupSettings) -> None:
             ),
         )
     )
+    standing = Standing()
+    parts.append(Loop("inspect", lambda: _inspect(backup.inspection(), backup.metrics, standing)))
+    health.useful["restore"] = lambda: (
+        Check(Status.DEGRADED, "; ".join(standing.faults)[:500]) if standing.faults else Check(Status.OK)
+    )
     region = backup.region()
     if region is not None:
         parts.append(Loop("mirrors", lambda: watch_mirrors(region, backup.metrics)))
     app = application(routes(health, backup.registry))
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
     await serve(settings=settings, health=health, app=app, parts=parts, tracing=tracing)
+
+
+async def _inspect(inspection: Inspection, metrics: Metrics, standing: Standing) -> None:
+    """Ask once a minute whether a restore would work; for ever."""
+    while True:
+        # A run that is overdue at the start is being made up for first.
+        await asyncio.sleep(INSPECT_SECONDS)
+        found = await inspection.look()
+        standing.faults, standing.notes = found.faults, found.notes
+        metrics.faults.set(len(found.faults))
+        for (store, stream), moment in found.verified.items():
+            metrics.verified.labels(store, stream).set(moment.timestamp())
+        if found.clock_ahead is not None:
+            metrics.clock_ahead.set(found.clock_ahead.total_seconds())
+        metrics.sealed.set(all(vault.sealer.is_sealing for vault in inspection.vaults))
 
 
 def _watch(metrics: Metrics, stream: str, archiver: Archiver) -> None:

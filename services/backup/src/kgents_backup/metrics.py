@@ -77,6 +77,25 @@ class Metrics:
         self.failures = Counter(
             "kgents_backup_failures_total", "Steps of the daily run that failed", ["step"], registry=registry
         )
+        self.faults = Gauge(
+            "kgents_backup_restore_faults",
+            "Reasons why a restore would not work now, or not be trusted; `kgents-backup status` names them",
+            registry=registry,
+        )
+        self.verified = Gauge(
+            "kgents_backup_verified_timestamp_seconds",
+            "When the newest snapshot that was read back and found good was taken",
+            ["store", "stream"],
+            registry=registry,
+        )
+        self.clock_ahead = Gauge(
+            "kgents_backup_clock_ahead_seconds",
+            "How far this machine's clock is ahead of the NATS server's",
+            registry=registry,
+        )
+        self.sealed = Gauge(
+            "kgents_backup_sealed", "1 where backups are encrypted, 0 where they are plain", registry=registry
+        )
         self.mirror_lag = Gauge(
             "kgents_backup_mirror_lag_messages",
             "Messages the DR region's mirror is behind; -1 where unknown",

@@ -15,6 +15,8 @@ GIB = 1024**3
 # What JetStream stores of a message beside its subject, headers and body (nats-server filestore.go).
 STORED_BYTES = 30
 MESSAGE_TTL_SINCE = (2, 11)
+# In the metadata of a stream that is being restored: whoever else looks leaves it alone.
+RESTORE_MARK = "kgents.restore"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ SDK_EVENTS = 20
 
 
 def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
-    """Two rounds, the second with OpenMeter failing half of its calls, a subscription's life, and a drill.
+    """Two rounds, the second with OpenMeter failing half of its calls, a subscription's life, and a loss
+    of everything.
 
     Returns 0 where every number agrees.
     """
@@ -43,13 +44,31 @@ def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
         agreed &= _round(console, stack, sent, "OpenMeter fails half of its calls", random.Random(seed + 1))
         stack.openmeter.clear_faults()
         agreed &= subscription.run(console, stack, random.Random(seed))
-        agreed &= drill.run(console, stack)
+        agreed &= drill.run(
+            console, stack, more=lambda: _more(console, stack, sent), usage=lambda: _usages(stack)
+        )
     finally:
         stack.stop()
         if directory is None:
             shutil.rmtree(chosen, ignore_errors=True)
     console.print("[bold green]every number agrees[/]" if agreed else "[bold red]the numbers do not agree[/]")
     return 0 if agreed else 1
+
+
+def _more(console: Console, stack: Stack, sent: Sent) -> None:
+    with Watch(console, stack, sent) as watch:
+        traffic.send_with_cloudevents_sdk(
+            sent, url=stack.service("api").url, key=stack.keys[TENANT], count=SDK_EVENTS
+        )
+        watch.until_settled()
+
+
+def _usages(stack: Stack) -> dict[str, object]:
+    return {
+        "tokens, by our reads": _usage(_reads(stack), "tokens"),
+        "tokens, by OpenMeter": _usage(_openmeter(stack), "tokens"),
+        "calls, by our reads": _usage(_reads(stack), "llm_calls"),
+    }
 
 
 def _round(console: Console, stack: Stack, sent: Sent, title: str, roll: random.Random) -> bool:

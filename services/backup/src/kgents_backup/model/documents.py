@@ -64,11 +64,13 @@ class Ancestor(msgspec.Struct, frozen=True):
 
     Attributes:
         sequence: The line's last known one at the restore; what it holds beyond was not seen then.
+        is_base: Whether the restored stream's sequences are this line's.
     """
 
     line: str
     sequence: int
     is_given_up: bool = False
+    is_base: bool = False
 
 
 class LineRecord(msgspec.Struct, frozen=True):
@@ -106,8 +108,22 @@ class SequenceRecord(msgspec.Struct, frozen=True):
     last_value: int | None
 
 
+class PositionRecord(msgspec.Struct, frozen=True):
+    """How far a durable consumer had acknowledged a stream, and on which of its lines."""
+
+    stream: str
+    line: str
+    consumer: str
+    ack_floor: int
+
+
 class DatabaseManifest(msgspec.Struct, frozen=True):
-    """One dump: tables in an order in which rows may be put back, all of one moment."""
+    """One dump: tables in an order in which rows may be put back, all of one moment.
+
+    Attributes:
+        positions: Where the consumers stood before it; empty in a dump of an older release, or where NATS
+            was away.
+    """
 
     format: int
     id: str
@@ -116,6 +132,7 @@ class DatabaseManifest(msgspec.Struct, frozen=True):
     schemas: list[str]
     tables: list[TableRecord]
     sequences: list[SequenceRecord]
+    positions: list[PositionRecord] = []
 
 
 Document = TypeVar("Document", bound=msgspec.Struct)

@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from kgents_backup.model.documents import Ancestor, ConsumerRecord
+from kgents_common.streams import RESTORE_MARK
 
 # On a stream that must be left alone: the record as JSON.
-MARK = "kgents.restore"
+MARK = RESTORE_MARK
 # On the copy of the stream as it was before a restore: that stream's name.
 KEPT_OF = "kgents.kept_of"
 # On a restored stream: which lines it goes on from, as JSON.

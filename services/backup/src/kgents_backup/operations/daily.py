@@ -16,8 +16,10 @@ from kgents_backup.model.keys import SnapshotName
 from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.operations import clocks, databases
 from kgents_backup.operations.drilling import drill
+from kgents_backup.operations.positions import positions
 from kgents_backup.operations.pruning import merge, prune, prune_databases
 from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.operations.standing import DrillRecord, drill_key
 from kgents_backup.operations.uploading import upload_missing
 from kgents_backup.operations.verifying import verify, verify_databases
 from kgents_backup.sinks.announcing import Announcer, Silence
@@ -94,6 +96,7 @@ class DailyRun:
                         self.database_url,
                         self.local,
                         clock=self.clock,
+                        positions=await positions(await self.client(), self.local, self.streams),
                         check=lease.check,
                         progress=self.progress,
                     )
@@ -105,13 +108,18 @@ class DailyRun:
                     await self.verify(self.local, stream, only=name)
             if self.database_url is not None:
                 async with self._step(outcome, "verify dumps"):
-                    dumped = await verify_databases(self.local, progress=self.progress)
-                    if not dumped.is_good:
-                        raise PermanentError("; ".join(dumped.faults))
+                    await self._verify_dumps(self.local)
             async with self._step(outcome, "upload"):
                 outcome.uploaded = await self.upload()
+            if self.offsite is not None:
+                for stream, name in taken.items():
+                    async with self._step(outcome, f"verify offsite {stream}"):
+                        await self.verify(self.offsite, stream, only=name)
+                if self.database_url is not None:
+                    async with self._step(outcome, "verify offsite dumps"):
+                        await self._verify_dumps(self.offsite)
             for stream, name in taken.items():
-                if not outcome.failures.keys() & {f"verify {stream}", "upload"}:
+                if not outcome.failures.keys() & {f"verify {stream}", f"verify offsite {stream}", "upload"}:
                     async with self._step(outcome, f"kept {stream}"):
                         await self._tell_kept(name)
             async with self._step(outcome, "clock"):
@@ -205,13 +213,23 @@ class DailyRun:
                 )
         except PermanentError as error:
             await self.announcer.announce("drill.failed", {"stream": stream, "faults": [str(error)]})
+            await self._note_drill(stream, str(error))
             raise
+        await self._note_drill(stream, "; ".join(report.faults))
         await self.announcer.announce("drill.passed" if report.is_passed else "drill.failed", report.facts())
         self.metrics.drill_restore_seconds.labels(stream).set(report.restore_seconds)
         if not report.is_passed:
             raise PermanentError("; ".join(report.faults))
         self.metrics.drill_passed.labels(stream).set(self.clock.now().timestamp())
         return True
+
+    async def _verify_dumps(self, vault: Vault) -> None:
+        report = await verify_databases(vault, progress=self.progress)
+        if not report.is_good:
+            raise PermanentError("; ".join(report.faults))
+
+    async def _note_drill(self, stream: str, reason: str) -> None:
+        await self.local.write_document(drill_key(stream), DrillRecord(stream, self.clock.now(), reason))
 
     async def _merge(self, stream: str, lease: Lease) -> None:
         now = self.clock.now()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import structlog
 import zstandard
 
-from kgents_backup.model.documents import FORMAT, DatabaseManifest, PartRecord, TableRecord
+from kgents_backup.model.documents import FORMAT, DatabaseManifest, PartRecord, PositionRecord, TableRecord
 from kgents_backup.model.faults import UnrecoverableError
 from kgents_backup.model.keys import MANIFEST, database_prefix, stamp
 from kgents_backup.model.ports import NoProgress, Progress
@@ -33,10 +33,14 @@ async def dump(
     *,
     clock: Clock,
     schemas: Sequence[str] = SCHEMAS,
+    positions: Sequence[PositionRecord] = (),
     check: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> DatabaseManifest:
     """Store every row of the schemas as of one moment.
+
+    Args:
+        positions: Where the consumers stood before, for the streams to be delivered again from.
 
     Raises:
         TransientError: Postgres or the store failed; nothing is published.
@@ -64,7 +68,7 @@ async def dump(
     finally:
         progress.end()
     manifest = DatabaseManifest(
-        FORMAT, stamp(now), now.isoformat(), server, list(schemas), records, sequences
+        FORMAT, stamp(now), now.isoformat(), server, list(schemas), records, sequences, list(positions)
     )
     check()
     await vault.write_document(prefix + MANIFEST, manifest)

@@ -50,6 +50,7 @@ async def upload_missing(
             (e, e.key in there)
             for e in here
             if there.get(e.key) != e.size
+            and not e.key.endswith("/" + VERIFIED)  # each store is read back itself
             and (prefix not in ("snapshots/", "databases/") or _folder(e.key) in finished)
         ]
     progress.begin("upload", sum(e.size for e, _ in missing), "bytes")
@@ -199,4 +200,4 @@ def _order(found: tuple[Entry, bool]) -> tuple[int, int, str]:
     key = found[0].key
     name = key.rpartition("/")[2]
     place = next(n for n, prefix in enumerate(PREFIXES) if key.startswith(prefix))
-    return (place, {MANIFEST: 1, VERIFIED: 2}.get(name, 0), key)
+    return (place, {MANIFEST: 1}.get(name, 0), key)

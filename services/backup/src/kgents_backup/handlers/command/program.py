@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 from kgents_backup.app import Backup, run_service
 from kgents_backup.handlers.command.copying import run_archive, run_daily, run_prune, run_snapshot, run_upload
-from kgents_backup.handlers.command.databases import run_dump, run_load
+from kgents_backup.handlers.command.databases import run_dump, run_load, run_redeliver
 from kgents_backup.handlers.command.disaster import add_disaster_commands
 from kgents_backup.handlers.command.looking import run_drill, run_list, run_verify
 from kgents_backup.handlers.command.restoring import run_discard, run_restore
+from kgents_backup.handlers.command.standing import run_status, run_unlock
 from kgents_backup.handlers.command.surroundings import Arguments, complain
 from kgents_backup.handlers.progress import for_terminal
 from kgents_backup.settings import BackupSettings
@@ -102,10 +103,22 @@ def _parser() -> argparse.ArgumentParser:
     restore_.add_argument("--line", help="a history other than the one being written at that time (see list)")
     restore_.add_argument("--replicas", type=int, help="instead of the backed up stream's")
     restore_.add_argument("--replace", action="store_true", help="replace a stream that is there")
+    restore_.add_argument(
+        "--system", action="store_true", help="streams and databases, to one moment; services stopped"
+    )
     restore_.add_argument("--undo", action="store_true", help="take an interrupted restore back")
     restore_.add_argument("--fall-back", action="store_true", help="avoid damaged files by older ones")
     restore_.add_argument("--dry-run", action="store_true", help="only the plan")
     restore_.set_defaults(run=run_restore)
+    redeliver_ = both(command("redeliver", "have the streams delivered again from where a dump stood"))
+    redeliver_.add_argument("dump", nargs="?", help="its name (see list); default: the newest")
+    redeliver_.add_argument("--whole", action="store_true", help="from the first message")
+    redeliver_.set_defaults(run=run_redeliver)
+    command("status", "would a restore work now?", stream=False).set_defaults(run=run_status)
+    unlock_ = command("unlock", "who holds the locks; take one from the dead", stream=False)
+    unlock_.add_argument("lock", nargs="?", help="e.g. run, archive-AGENTESE")
+    unlock_.add_argument("--force", action="store_true", help="although its holder may live")
+    unlock_.set_defaults(run=run_unlock)
     discard = command("discard", "delete what was kept of streams as they were before a restore")
     discard.add_argument("--dry-run", action="store_true")
     discard.set_defaults(run=run_discard)

@@ -151,4 +151,8 @@ async def _consumers(
         report.notes.append(
             "no snapshot was used: apply the streams' consumers again, they start from the first"
         )
-    return [(c["name"], int(c["ack_floor"]["stream_seq"])) for c in answer.get("consumers") or []]
+    return [
+        (c["name"], int(c["ack_floor"]["stream_seq"]))
+        for c in answer.get("consumers") or []
+        if c["config"].get("durable_name")
+    ]

@@ -16,6 +16,7 @@ from kgents_backup.model.documents import Ancestor, LineRecord
 from kgents_backup.model.faults import CorruptError, UnrecoverableError
 from kgents_backup.model.keys import Line, SegmentName
 from kgents_backup.model.moments import to_nanoseconds
+from kgents_backup.model.restoration import read_lineage
 from kgents_backup.model.segment import Message
 from kgents_backup.sinks.replay import original_time, without_original_time
 from kgents_backup.sinks.store import Vault
@@ -105,7 +106,7 @@ async def records_of(vault: Vault, catalogue: Catalogue) -> dict[Line, LineRecor
 def ancestors_of(catalogue: Catalogue, taken: Sequence[Line]) -> list[Ancestor]:
     """What a restored stream's lineage says: every known line, and whether it was given up."""
     return [
-        Ancestor(str(line), files.head[0], is_given_up=line not in taken)
+        Ancestor(str(line), files.head[0], is_given_up=line not in taken, is_base=line == taken[0])
         for line, files in catalogue.lines.items()
         if files.head is not None
     ]
@@ -125,20 +126,30 @@ async def maximal_lines(
         raise UnrecoverableError(
             f"nothing is stored of {catalogue.stream}", hint="look into the other store: --store offsite"
         )
+    ancestors = {f.line: await _ancestors(vault, f, records.get(f.line)) for f in filled}
     kept: list[LineFiles] = []
     for place, one in enumerate(filled):
         # Where two contain each other they end alike: the newer one stands for both.
         later, earlier = filled[place + 1 :], kept
         others = [*later, *earlier]
-        if not [o for o in others if await _contains(vault, o, one, records.get(o.line))]:
+        if not [o for o in others if await _contains(vault, o, one, ancestors[o.line])]:
             kept.append(one)
     return kept or filled[-1:]
 
 
-async def _contains(vault: Vault, whole: LineFiles, part: LineFiles, record: LineRecord | None) -> bool:
+async def _ancestors(vault: Vault, files: LineFiles, record: LineRecord | None) -> Sequence[Ancestor]:
+    """Where a line comes from, as its beginning or its newest snapshot says."""
+    if record is None and files.snapshots:
+        with contextlib.suppress(CorruptError):
+            lineage = read_lineage((await vault.manifest(files.snapshots[-1])).config)
+            return lineage.ancestors if lineage else ()
+    return record.ancestors if record else ()
+
+
+async def _contains(vault: Vault, whole: LineFiles, part: LineFiles, ancestors: Sequence[Ancestor]) -> bool:
     assert part.head is not None  # noqa: S101 the caller left out empty lines
     sequence, time_ms = part.head
-    for ancestor in record.ancestors if record else ():
+    for ancestor in ancestors:
         if ancestor.line == str(part.line) and sequence <= ancestor.sequence:
             return True
     if whole.head is None or whole.head[0] < sequence:

@@ -8,16 +8,16 @@ the stream as it was can be opened again at once.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import structlog
 
 from kgents_backup.model import configurations
-from kgents_backup.model.faults import LockedError, RefusedError, StoreError
+from kgents_backup.model.faults import RefusedError, StoreError
 from kgents_backup.model.keys import Line
 from kgents_backup.model.plan import Until
 from kgents_backup.model.ports import NoProgress, Progress
@@ -47,7 +47,7 @@ from kgents_common.errors import KgentsError
 from kgents_common.streams import request
 
 # The archiver lets go of its lock when it sees the fence, or when its lease ends.
-PATIENCE_SECONDS = 45.0
+PATIENCE = timedelta(seconds=45)
 
 _log = structlog.get_logger()
 
@@ -245,7 +245,7 @@ class Restoration:
 
     async def _archive_to_the_end(self, record: RestoreRecord) -> None:
         lease = Lease(self.work.store, f"archive-{record.stream}", owner=self.owner, clock=self.clock)
-        await _acquired(lease)
+        await lease.acquire_within(PATIENCE)
         try:
 
             async def give() -> VerbatimClient:
@@ -351,20 +351,6 @@ class Restoration:
     async def _delete(self, name: str) -> None:
         if await stream_info(self.client, name) is not None:
             await request(self.client, f"STREAM.DELETE.{name}", timeout_seconds=60)
-
-
-async def _acquired(lease: Lease) -> None:
-    """Take a lock that its holder is about to let go."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE_SECONDS
-    while True:
-        try:
-            await lease.acquire()
-            return
-        except LockedError:
-            if loop.time() > deadline:
-                raise
-        await asyncio.sleep(0.5)
 
 
 def _is_released(config: dict[str, Any], record: RestoreRecord) -> bool:

@@ -105,6 +105,23 @@ class Lease:
         self._held_until = started + self._length.total_seconds()
         self._renewing = asyncio.create_task(self._renew(), name=f"lease.{self._name}")
 
+    async def acquire_within(self, patience: timedelta) -> None:
+        """Take it as soon as its holder lets go, or is known to be dead.
+
+        Raises:
+            LockedError: It is still held after so long.
+            StoreError: The store does not answer.
+        """
+        deadline = self._clock.monotonic() + patience.total_seconds()
+        while True:
+            try:
+                await self.acquire()
+                return
+            except LockedError:
+                if self._clock.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(0.5)
+
     async def release(self) -> None:
         """Let go; where the store is away, the lease runs out by itself."""
         await cancelled(self._renewing)
