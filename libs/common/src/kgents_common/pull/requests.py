@@ -24,8 +24,11 @@ from kgents_common.connection.client import Client
 from kgents_common.pull.delivered import Delivered, delivered
 
 API = "$JS.API"
-# How much longer than a request lasts its end may take to come.
-PATIENCE_SECONDS = 2.0
+# How much longer than a request lasts its end may take to come. A server that syncs a flood of messages
+# answers nobody for seconds; each request that is given up meanwhile, it answers later, too.
+PATIENCE_SECONDS = 5.0
+# The same beyond two heartbeats.
+HEARTBEAT_PATIENCE_SECONDS = 1.0
 # How soon a connection that was lost meanwhile is noticed.
 LOOK_SECONDS = 1.0
 HEARTBEAT = "100"
@@ -126,7 +129,11 @@ class Pull:
         self._owed = batch
         self._heard_at = self._now()
         lasting = expires.total_seconds() if expires is not None else 0.0
-        self._silence = PATIENCE_SECONDS + (2 * heartbeat.total_seconds() if heartbeat else lasting)
+        self._silence = (
+            2 * heartbeat.total_seconds() + HEARTBEAT_PATIENCE_SECONDS
+            if heartbeat is not None
+            else lasting + PATIENCE_SECONDS
+        )
         self._reconnects = self._client.stats["reconnects"]
         self.end, self.reason = None, ""
         await self._client.publish(
