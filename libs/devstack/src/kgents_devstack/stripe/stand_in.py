@@ -123,7 +123,9 @@ class StripeStandIn:
                 Route("/v1/events", self._list_events),
                 Route("/v1/events/{id}", self._event),
                 Route("/v1/subscriptions", self._list_subscriptions),
+                Route("/v1/checkout/sessions", self._list_objects),
                 Route("/v1/checkout/sessions/{id}", self._session),
+                Route("/v1/{kind}", self._list_objects),
                 Route("/v1/{kind}/{id}", self._object),
             ]
         )
@@ -149,6 +151,21 @@ class StripeStandIn:
         found = self.books.objects("subscription")
         if request.query_params.get("status") != "all":
             found = [t for t in found if t["status"] != "canceled"]
+        return self._refusal(request) or _page(found, request)
+
+    async def _list_objects(self, request: Request) -> Response:
+        asked = request.query_params
+        path = request.url.path.removeprefix("/v1/")
+        kind = "checkout.session" if path == "checkout/sessions" else path.removesuffix("s")
+        since, until = int(asked.get("created[gte]", "0")), int(asked.get("created[lt]", str(2**62)))
+        found = [t for t in self.books.objects(kind) if since <= t["created"] < until]
+        if "status" in asked:
+            found = [t for t in found if t.get("status") == asked["status"]]
+        for name in ("payment_intent", "charge"):
+            wanted = asked.get(f"payment[{name}]")
+            found = [t for t in found if wanted in (None, t.get("payment", {}).get(name))]
+            found = [t for t in found if asked.get(name) in (None, t.get(name))]
+        found.sort(key=lambda thing: -int(thing["created"]))
         return self._refusal(request) or _page(found, request)
 
     async def _event(self, request: Request) -> Response:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
+from kgents_billing.handlers.command_day import day_argument, reconcile_money
 from kgents_billing.handlers.command_tools import Tools, moment_argument
 from kgents_billing.handlers.reconcile import Poll, Survey
 from kgents_billing.handlers.replay import (
@@ -57,6 +58,9 @@ def add_to(commands: Any) -> None:
     reconcile = commands.add_parser("reconcile", help="compare with Stripe now")
     reconcile.add_argument("--since", type=moment_argument, metavar="TIME", help="events from this time on")
     reconcile.add_argument("--subscriptions", action="store_true", help="every subscription too")
+    reconcile.add_argument("--money", action="store_true", help="entries of a day, against lists and balance")
+    reconcile.add_argument("--day", type=day_argument, metavar="DAY", help="which, in UTC; else yesterday")
+    reconcile.add_argument("--dry-run", action="store_true", help="of money, repair nothing")
     reconcile.set_defaults(command=_reconcile)
 
 
@@ -159,28 +163,38 @@ async def _from_stripe(arguments: argparse.Namespace, tools: Tools, choice: Choi
 
 
 async def _reconcile(arguments: argparse.Namespace, tools: Tools) -> int:
-    stripe = tools.asked_stripe()
+    if arguments.money:
+        return await reconcile_money(arguments, tools)
     _, bus = await tools.connected()
     poll = _poll(tools, bus)
     recovered = await poll.run(_second(arguments.since))
     print(f"{recovered} events were missing and are stored now")
     if arguments.subscriptions:
-        survey = Survey(
-            stripe,
-            Store(tools.pool, CrashPoints(None), tools.knows),
-            Subscriptions(tools.pool),
-            poll,
-            tools.metrics,
-            tools.tenants,
-            is_caught_up=bus.is_caught_up,
-            accounts=tuple(tools.settings.accounts),
-        )
+        survey = make_survey(tools, bus)
         found = await survey.run()
         print(f"{found.healed} subscriptions were otherwise and are mended")
         for name, why in (found.unmapped | found.unreadable).items():
             print(f"  {name}  left: {why}")
         return 1 if found.unmapped or found.unreadable else 0
     return 0
+
+
+def make_survey(tools: Tools, bus: Bus) -> Survey:
+    """A survey of every subscription, for a command.
+
+    Raises:
+        ConfigurationError: No key is configured.
+    """
+    return Survey(
+        tools.asked_stripe(),
+        Store(tools.pool, CrashPoints(None), tools.knows),
+        Subscriptions(tools.pool),
+        _poll(tools, bus),
+        tools.metrics,
+        tools.tenants,
+        is_caught_up=bus.is_caught_up,
+        accounts=tuple(tools.settings.accounts),
+    )
 
 
 def _poll(tools: Tools, bus: Bus) -> Poll:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from kgents_billing.handlers import command_owners, command_replay
+from kgents_billing.handlers import command_money, command_owners, command_replay
 from kgents_billing.handlers.command_tools import Tools
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.replay import replay_letter
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command_replay.add_to(commands)
     command_owners.add_to(commands)
+    command_money.add_to(commands)
     migrate = commands.add_parser("migrate", help="bring the schema up to date")
     migrate.set_defaults(command=_migrate)
     return parser

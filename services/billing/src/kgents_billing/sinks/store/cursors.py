@@ -70,3 +70,51 @@ class Cursors:
                     "delete from billing.applied where at < now() - %s", [REMEMBERED]
                 )
                 return gone.rowcount
+
+
+class Backfills:
+    """`billing.backfill`: how far each list was taken."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+        self._pool = pool
+
+    async def of(self, kind: str, since: int) -> tuple[str | None, bool]:
+        """After which object to go on, and whether there is nothing left; another day begins anew.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                found = await connection.execute(
+                    "insert into billing.backfill as b (kind, since) values (%s, %s)"
+                    " on conflict (kind) do update set since = excluded.since,"
+                    " after = case when b.since = excluded.since then b.after end,"
+                    " is_done = b.is_done and b.since <= excluded.since"
+                    " returning after, is_done",
+                    [kind, since],
+                )
+                row = await found.fetchone()
+        return (row[0], row[1]) if row else (None, False)
+
+    async def note(self, kind: str, after: str | None, *, seen: int, told: int, skipped: int) -> None:
+        """A page is done.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(
+                    "update billing.backfill set after = %s, seen = seen + %s, told = told + %s,"
+                    " skipped = skipped + %s, updated_at = now() where kind = %s",
+                    [after, seen, told, skipped, kind],
+                )
+
+    async def done(self, kind: str) -> None:
+        """A list is taken to its end."""
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(
+                    "update billing.backfill set is_done = true, updated_at = now() where kind = %s", [kind]
+                )

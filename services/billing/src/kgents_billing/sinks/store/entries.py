@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.model.decision import Payment
 from kgents_billing.model.entries import Entry, EntryKind, Mark, merged
 from kgents_billing.model.facts import Fact
 from kgents_billing.model.money_facts import facts_of
+from kgents_common.database import transient_errors
 
+# What one payment intent or charge paid: an invoice's payment names it, or it has no other name.
+_PAID_BY = """
+select in_balance from billing.entry
+where (kind = 'invoice_payment' and (seen #>> '{paid,data,payment_intent}' = any(%(names)s)
+        or seen #>> '{paid,data,charge}' = any(%(names)s)))
+    or (kind in ('checkout', 'invoice')
+        and id in (select payment from billing.payment_name where id = any(%(names)s)))
+order by kind = 'invoice_payment' desc limit 1
+"""
 COLUMNS = "id, kind, of, currency, seen::text, source, livemode, account, tenant"
 # A state that was heard before is kept as it was.
 _KEEP = """
@@ -116,3 +127,56 @@ def _row(entry: Entry) -> dict[str, object]:
         "in_balance": entry.in_balance,
         "second": min(mark.second for mark in entry.seen.values()),
     }
+
+
+class Entries:
+    """Reads of `billing.entry`."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+        self._pool = pool
+
+    async def get(self, kind: EntryKind, name: str) -> Entry | None:
+        """One entry.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        found = await self._select("where kind = %s and id = %s", [kind.value, name])
+        return found[0] if found else None
+
+    async def like(self, kind: EntryKind, prefix: str) -> list[Entry]:
+        """Entries whose id begins so: the movements of a dispute."""
+        return await self._select("where kind = %s and starts_with(id, %s) order by id", [kind.value, prefix])
+
+    async def of_payment(self, name: str) -> list[Entry]:
+        """Everything that moved by a payment, known by any of its names."""
+        return await self._select(
+            "where of in (select %(name)s::text union select id from billing.payment_name where payment in"
+            " (select %(name)s::text union select payment from billing.payment_name where id = %(name)s)"
+            " union select payment from billing.payment_name where id = %(name)s)"
+            " order by second, kind, id",
+            {"name": name},
+        )
+
+    async def of_tenant(self, tenant: str, limit: int) -> list[Entry]:
+        """A tenant's entries, the latest first."""
+        return await self._select("where tenant = %s order by second desc, id limit %s", [tenant, limit])
+
+    async def paid_by(self, names: Sequence[str]) -> int | None:
+        """What a payment intent or charge brought in through Stripe; None where no entry stands for it.
+
+        An invoice's own payments say it; an invoice without any says all that was paid of it.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                found = await connection.execute(_PAID_BY, {"names": list(names)})
+                row = await found.fetchone()
+        return None if row is None else row[0]
+
+    async def _select(self, condition: str, values: Sequence[object] | Mapping[str, object]) -> list[Entry]:
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                found = await connection.execute(
+                    f"select {COLUMNS} from billing.entry {condition}".encode(), values
+                )
+                return [as_entry(row) for row in await found.fetchall()]

@@ -61,6 +61,14 @@ class Subscriptions:
         """
         return await self._select("where tenant = %s", [tenant])
 
+    async def of_customer(self, customer: str) -> list[Stored]:
+        """Every subscription of a customer.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        return await self._select("where customer = %s order by id", [customer])
+
     async def get(self, subscription_id: str) -> Stored | None:
         """One subscription.
 
