@@ -180,6 +180,28 @@ def test_a_large_body_is_413_and_a_290_kb_event_is_not(door: WebhookDoor) -> Non
     assert answer.status_code == 413
 
 
+def test_a_slash_at_the_end_is_no_redirect(door: WebhookDoor) -> None:
+    """Rule: Stripe takes a redirect for a failure: an endpoint with a slash works as one without."""
+    body = body_of("evt_slash")
+    answer = door.client.post(
+        "/webhooks/stripe/", content=body, headers={"stripe-signature": signature(body)}
+    )
+    assert (answer.status_code, answer.json()) == (200, {"received": True})
+
+
+def test_of_two_signature_headers_the_last_counts(door: WebhookDoor) -> None:
+    """Rule: Stripe sends one; a proxy that adds another decides nothing by being first."""
+    body = body_of("evt_two_headers")
+    good, bad = signature(body), "t=1,v1=" + "a" * 64
+
+    def post(*signatures: str) -> int:
+        headers = [("content-type", "application/json"), *(("stripe-signature", s) for s in signatures)]
+        return door.client.post("/webhooks/stripe", content=body, headers=headers).status_code
+
+    assert post(good, bad) == 400
+    assert post(bad, good) == 200
+
+
 def test_another_method_is_405(door: WebhookDoor) -> None:
     """Rule: POST alone; a redirect would be a failure to Stripe."""
     assert door.client.get("/webhooks/stripe").status_code == 405

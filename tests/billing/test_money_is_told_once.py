@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from kgents_billing.handlers.stream import where
+from kgents_billing.model import event as events
 from kgents_billing.model.amounts import MalformedAmountError
 from kgents_billing.model.decision import Options, Outcome
 from kgents_billing.model.entries import EntryKind, sums
+from kgents_billing.model.event import MalformedEventError
+from kgents_common import stripe_events
 from kgents_devstack.stripe import START, Life, objects, snapshot
 
 from .lives import Billing, Told
@@ -202,6 +206,44 @@ def test_an_amount_that_is_none_is_refused_with_its_name(
     """Rule: never a fact without an amount; the dead letter names the field, and none of its value."""
     with pytest.raises(MalformedAmountError, match=fault):
         Billing().take(snapshot(kind, thing, second=START))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "fault"),
+    [
+        ("invoice.paid", {"status_transitions": {"paid_at": 10**18}}, "`paid_at` is beyond any date"),
+        ("invoice.paid", {"customer": "cus_\x00"}, "control characters"),
+        ("invoice.payment_failed", {"next_payment_attempt": -5}, "`next_payment_attempt` is beyond"),
+        ("invoice.paid", {"id": "in_" + "x" * 300}, "longer than ids are"),
+    ],
+)
+def test_what_no_ledger_takes_is_refused_with_its_name(kind: str, change: dict[str, Any], fault: str) -> None:
+    """Rule: a dead letter says what was wrong, not "defect"."""
+    with pytest.raises(MalformedEventError, match=fault):
+        Billing().take(snapshot(kind, invoice(**change), second=START))
+
+
+def test_of_two_equal_keys_the_last_counts_for_door_and_worker() -> None:
+    """Rule: JSON with a key twice is read in one way by all; its bytes are stored as they came."""
+    body = snapshot("invoice.paid", invoice(), second=START, name="evt_a")
+    twice = body.replace(b'{"id": "evt_a"', b'{"id": "evt_first", "id": "evt_a"', 1)
+    twice = twice.replace(b'"amount_paid": 1999', b'"amount_paid": 1, "amount_paid": 7', 1)
+    assert stripe_events.read(twice).id == events.read(twice).id == "evt_a"
+    billing = Billing()
+    billing.take(twice)
+    assert moves(billing) == {"pay.ok:in_1": 7}
+
+
+def test_a_defect_says_where_it_is_and_nothing_of_the_event() -> None:
+    """Rule: an operator's letter names kind and place; a text of the error may hold what the event holds."""
+    try:
+        Billing().take(
+            snapshot("invoice.paid", invoice(), second=START).replace(b"in_1", b"in_secret") + b"x"
+        )
+    except Exception as error:
+        said = where(error)
+    assert "MalformedEventError at billing/model/event.py" in said
+    assert "secret" not in said
 
 
 def balance(billing: Billing, life: Life) -> dict[str, int]:

@@ -213,8 +213,8 @@ def _ok() -> Response:
 
 
 def routes(webhooks: StripeWebhooks) -> list[BaseRoute]:
-    """`POST /webhooks/stripe`."""
-    return [Route(PATH, webhooks, methods=["POST"])]
+    """`POST /webhooks/stripe`, with or without a slash at its end: Stripe takes a redirect for a failure."""
+    return [Route(path, webhooks, methods=["POST"]) for path in (PATH, f"{PATH}/")]
 
 
 def openapi_paths() -> dict[str, Any]:

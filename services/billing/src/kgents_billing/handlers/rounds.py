@@ -13,6 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reconcile import SOURCE
+from kgents_billing.handlers.stream import where
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.facts import stamped
 from kgents_billing.model.subscription import Ownership, observe_object
@@ -132,7 +133,7 @@ class Quarantine:
             except Exception as error:  # a defect of ours with this one event
                 _log.exception("quarantine.failed", event_id=waiting.event_id)
                 if is_late:
-                    await self._letters.give_up(waiting, type(error).__name__)
+                    await self._letters.give_up(waiting, where(error))
             else:
                 await self._settle(waiting, committed.outcome, is_late=is_late)
         return len(found) == QUARANTINE_BATCH

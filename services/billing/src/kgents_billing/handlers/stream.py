@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -181,7 +182,7 @@ class Worker:
             self._metrics.retries.labels("defect").inc()
             if tries < MAX_CRASHES:
                 return await self._again(message, tries)
-            return await self._set_aside(message, origin, "defect", type(error).__name__, tries)
+            return await self._set_aside(message, origin, "defect", where(error), tries)
         if committed.facts:
             self._on_committed()
         if committed.outcome is Outcome.QUARANTINED:
@@ -201,6 +202,19 @@ class Worker:
     async def _again(self, message: Msg, tries: int) -> bool:
         await delivery.nak([message], delay=BACKOFF[min(tries, len(BACKOFF)) - 1])
         return False
+
+
+def where(error: BaseException) -> str:
+    """A defect of ours by its kind and place; its own text may hold the event's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "kgents_" in frame.filename] or list(frames)
+    place = ours[-1] if ours else None
+    found = (
+        ""
+        if place is None
+        else f" at {place.filename.rpartition('kgents_')[2]}:{place.lineno} in {place.name}"
+    )
+    return f"{type(error).__name__}{found}: a defect of billing; the event is whole, replay it once mended"
 
 
 def _code(error: PermanentError) -> str:

@@ -14,6 +14,9 @@ from kgents_common.stripe_events import StripeEnvelope
 
 Json = Mapping[str, Any]
 THIN_PREFIX = "v1."
+MAX_ID_CHARACTERS = 255
+# The end of the year 9999.
+LAST_SECOND = 253_402_300_799
 
 
 class MalformedEventError(PermanentError):
@@ -50,8 +53,7 @@ class StripeEvent:
         """The id of the object it is about; `invoice.upcoming` has none."""
         if self.object is None:
             return self.related_id
-        found = self.object.get("id")
-        return found if isinstance(found, str) and found else None
+        return reference(self.object.get("id"))
 
     @property
     def source(self) -> str:
@@ -115,10 +117,33 @@ def _thin(envelope: StripeEnvelope) -> StripeEvent:
 
 
 def reference(value: object) -> str | None:
-    """The id behind a reference, whether Stripe sent the id or the expanded object."""
+    """The id behind a reference, whether Stripe sent the id or the expanded object.
+
+    Raises:
+        MalformedEventError: A text that cannot be an id.
+    """
     if isinstance(value, Mapping):
         value = value.get("id")
-    return value if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    if len(value) > MAX_ID_CHARACTERS or any(ord(character) < 32 for character in value):
+        raise MalformedEventError(
+            "not a Stripe event: an id is longer than ids are, or has control characters"
+        )
+    return value
+
+
+def second_of(value: object, name: str) -> int | None:
+    """A moment as Stripe sends it, in whole seconds since the epoch; None where it is no number.
+
+    Raises:
+        MalformedEventError: It is beyond any date.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    if not 0 <= value <= LAST_SECOND:
+        raise MalformedEventError(f"not a Stripe event: `{name}` is beyond any date")
+    return value
 
 
 def at(value: object, *path: str) -> Any:

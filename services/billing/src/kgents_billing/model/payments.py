@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from kgents_billing.model import facts as kinds
 from kgents_billing.model.amounts import amount, optional_amount
 from kgents_billing.model.entries import Entry, EntryKind, Mark
-from kgents_billing.model.event import Json, StripeEvent, at, reference
+from kgents_billing.model.event import Json, StripeEvent, at, reference, second_of
 from kgents_billing.model.facts import Fact, without_nothing
 
 _INVOICE_VERBS = {
@@ -75,7 +75,7 @@ def invoice_said(event: StripeEvent, invoice: Json, *, tells_zero: bool = False)
         details = {
             "due": _remaining(invoice),
             "attempt_count": attempt,
-            "next_payment_attempt": invoice.get("next_payment_attempt"),
+            "next_payment_attempt": second_of(invoice.get("next_payment_attempt"), "next_payment_attempt"),
         }
         # Stripe counts its own attempts only: a customer who tries again by hand fails at another second.
         old = f"pay.fail:{name}:{attempt}"
@@ -117,8 +117,8 @@ def invoice_payment_said(event: StripeEvent, payment: Json) -> Said:
         }
     )
     outside = paid if kind == "payment_record" else 0
-    paid_at = at(payment, "status_transitions", "paid_at")
-    mark = Mark(paid, paid_at if isinstance(paid_at, int) else event.second, outside, data)
+    paid_at = second_of(at(payment, "status_transitions", "paid_at"), "paid_at")
+    mark = Mark(paid, event.second if paid_at is None else paid_at, outside, data)
     return Said([], [entry(event, EntryKind.INVOICE_PAYMENT, name, invoice, payment, "paid", mark)])
 
 
@@ -201,8 +201,8 @@ def _paid(event: StripeEvent, invoice: Json, common: Json, *, tells_zero: bool) 
     is_outside = invoice.get("paid_out_of_band") is True  # as versions before 2025-03-31 say it
     outside = paid if is_outside else min(paid, optional_amount(invoice, "amount_paid_off_stripe"))
     # The invoice's own moment: two events tell of one payment, each with a `created` of its own.
-    paid_at = at(invoice, "status_transitions", "paid_at")
-    second = paid_at if isinstance(paid_at, int) else event.second
+    paid_at = second_of(at(invoice, "status_transitions", "paid_at"), "paid_at")
+    second = event.second if paid_at is None else paid_at
     mark = Mark(paid, second, outside, without_nothing({**common, "out_of_band": is_outside or None}))
     return Said([], [entry(event, EntryKind.INVOICE, name, name, invoice, "paid", mark)])
 

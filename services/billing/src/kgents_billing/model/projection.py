@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from kgents_billing.model.event import Json, at, reference
+from kgents_billing.model.event import Json, at, reference, second_of
 from kgents_common import subjects
 from kgents_common.errors import PermanentError
 
@@ -81,7 +81,7 @@ def project(subscription: Json) -> State:
         UnreadableObjectError: No status, or items that are no items.
     """
     status = subscription.get("status")
-    if not isinstance(status, str) or not status:
+    if _text(status) is None:
         raise UnreadableObjectError("a subscription without a status")
     entries = at(subscription, "items", "data")
     if entries is None:
@@ -92,7 +92,7 @@ def project(subscription: Json) -> State:
     periods = sorted(period for period in (_period(entry) for entry in entries) if period is not None)
     end, start = periods[0] if periods else _period(subscription) or (None, None)
     return State(
-        status=status,
+        status=str(status),
         customer=reference(subscription.get("customer")),
         items=items,
         currency=_text(subscription.get("currency")),
@@ -214,7 +214,7 @@ def _period(entry: object) -> tuple[int, int] | None:
 
 
 def _second(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return second_of(value, "a moment of the subscription")
 
 
 def _text(value: object) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from kgents_billing.model import facts as kinds
 from kgents_billing.model.amounts import MalformedAmountError, amount, optional_amount
 from kgents_billing.model.entries import RANKS, Entry, EntryKind, Mark
-from kgents_billing.model.event import Json, StripeEvent, at, reference
+from kgents_billing.model.event import Json, StripeEvent, at, reference, second_of
 from kgents_billing.model.facts import without_nothing
 from kgents_billing.model.payments import Said, entry, fact, word
 
@@ -124,10 +124,10 @@ def _movements(
     of = _paid_with(dispute) or name
     taken: list[tuple[str, int, int]] = []
     for one in dispute.get("balance_transactions") or []:
-        moved, second = at(one, "amount"), at(one, "created")
+        moved, second = at(one, "amount"), second_of(at(one, "created"), "created")
         if isinstance(moved, bool) or not isinstance(moved, int):
             raise MalformedAmountError("dispute.balance_transactions.amount must be a whole number")
-        when = second if isinstance(second, int) else event.second
+        when = event.second if second is None else second
         taken.append(("withdrawn" if moved < 0 else "reinstated", moved, when))
     if not taken and happening in ("funds_withdrawn", "funds_reinstated"):
         state = happening.removeprefix("funds_")
