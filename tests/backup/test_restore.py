@@ -29,6 +29,7 @@ from kgents_backup.sources.stream import durable_consumers, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.clock import SystemClock
 from kgents_common.streams import request, server_version
+from kgents_devstack.raw_nats import UNREADABLE_HEADERS, UNREADABLE_SUBJECTS, RawPublisher
 
 CLOCK = SystemClock()
 
@@ -100,6 +101,38 @@ async def test_the_tail_after_the_snapshot_comes_back_at_its_sequences(
     info = await request(each_client, f"STREAM.INFO.{STREAM}")
     assert info["config"]["subjects"] == ["agentese.>"]
     assert not info["config"].get("subject_transform")
+
+
+async def test_what_nobody_can_read_is_archived_and_comes_back_whole(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: a subject that is not text and a header block that is none are kept as their bytes, in snapshot,
+    segments and restore."""
+    await make_stream(each_client)
+    kinds: list[tuple[bytes, bytes | None]] = [(b"agentese.acme." + t, None) for t in UNREADABLE_SUBJECTS]
+    kinds += [(b"agentese.acme.t", block) for block in UNREADABLE_HEADERS]
+    for times in (1, 2):
+        async with RawPublisher(each_client.connected_url.geturl()) as raw:  # type: ignore[union-attr]
+            for number, (subject, block) in enumerate(kinds):
+                raw.publish(subject, b"%d" % number, block)
+            await raw.settle()
+        while not await _holds(each_client, times * len(kinds)):
+            await asyncio.sleep(0.02)
+        if times == 1:
+            await take_snapshot(each_client, vault, STREAM, clock=CLOCK)
+    await archive(each_client, vault)
+    before = await read_all(each_client)
+    assert {m.subject_bytes for m in before} == {subject for subject, _ in kinds}
+
+    await lose_and_restore(each_client, vault)
+
+    after = await read_all(each_client)
+    plain = [(m.sequence, m.subject, without_original_time(m.headers), m.body) for m in after]
+    assert plain == shown(before)
+
+
+async def _holds(client: VerbatimClient, count: int) -> bool:
+    return (await request(client, f"STREAM.INFO.{STREAM}"))["state"]["messages"] == count
 
 
 async def test_to_a_moment_between_two_snapshots_to_the_message(client: VerbatimClient, vault: Vault) -> None:

@@ -172,12 +172,15 @@ class Replay:
 
 
 def with_original_time(headers: bytes, time: int) -> bytes:
-    """The header block with the message's original time; one that already says it stays."""
+    """The header block with the message's original time; one that already says it stays, and one that nobody
+    can read."""
     if f"{ORIGINAL_TIME}:".lower().encode() in headers.lower():
         return headers
     line = f"{ORIGINAL_TIME}: {moments.from_nanoseconds(time)}".encode()
-    if not headers.endswith(_END):
+    if not headers:
         return _HEADER_LINE + line + _END
+    if not headers.startswith(b"NATS/1.0") or not headers.endswith(_END):
+        return headers
     return headers[: -len(_END)] + b"\r\n" + line + _END
 
 
