@@ -72,10 +72,12 @@ def environments(
         "KGENTS_METERS_FILE": "/etc/kgents/meters.yaml",
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
+        "KGENTS_STRIPE_MODE": "test",
     }
     told: dict[str, tuple[dict[str, str], dict[Path, str]]] = {}
     for service in SERVICES:
-        environment = {**common, "KGENTS_PORT": str(free_port()), "KGENTS_INSTANCE": service}
+        ports = {"KGENTS_PORT": str(free_port()), "KGENTS_OPERATIONS_PORT": str(free_port())}
+        environment = {**common, **ports, "KGENTS_INSTANCE": service}
         told[service] = environment, {etc: "/etc/kgents"}
     told["api"][0]["KGENTS_SPOOL_DIRECTORY"] = "/var/lib/kgents/spool"
     told["api"][1][spool] = "/var/lib/kgents"
