@@ -34,7 +34,8 @@ REQUESTS = [
     ("meters", "GET", "/api/v1/meters/tokens", "kgent-metering-reads"),
     ("meters", "GET", "/api/v1/meters/tokens/subjects", "kgent-metering-reads"),
     ("meters", "GET", "/api/v1/meters/tokens/group-by/model/values", "kgent-metering-reads"),
-    ("meters", "POST", "/api/v1/meters/tokens/query", "kgent-metering-reads"),
+    ("meter-queries", "GET", "/api/v1/meters/tokens/query", "kgent-metering-reads"),
+    ("meter-queries", "POST", "/api/v1/meters/tokens/query", "kgent-metering-reads"),
     ("conflicts", "GET", "/v1/conflicts", "kgent-metering-reads"),
     ("conflicts", "GET", "/v1/conflicts/1", "kgent-metering-reads"),
     ("conflicts", "GET", "/v1/bad-events", "kgent-metering-reads"),
@@ -83,6 +84,21 @@ def test_every_route_has_a_request_in_this_table() -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_what_is_the_system_s_own_is_not_routed(path: str, method: str) -> None:
     """Metrics and the whole system's health are for inside; a path is whole, not a beginning."""
+    assert KONG.taken(method, path) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/v1/meters"),
+        ("PUT", "/api/v1/meters/tokens"),
+        ("DELETE", "/api/v1/meters/tokens"),
+        ("GET", "/v1/meter-changes"),
+        ("GET", "/v1/meters/tokens/progress"),
+    ],
+)
+def test_who_changes_meters_comes_from_inside(method: str, path: str) -> None:
+    """What an operator's key may do is not a matter of the internet's, whoever has the key."""
     assert KONG.taken(method, path) == []
 
 
