@@ -26,7 +26,7 @@ from kgents_common.dead_letters import (
 from kgents_common.errors import KgentsError, PermanentError
 from kgents_common.publisher import Publisher
 from kgents_common.telemetry import configure_logs
-from kgents_metering.handlers import command_conflicts, command_meters, command_restored
+from kgents_metering.handlers import command_conflicts, command_erase, command_meters, command_restored
 from kgents_metering.handlers.reconcile import reconcile
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger.gaps import gaps
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     command_conflicts.add_to(commands)
     command_restored.add_to(commands)
     command_meters.add_to(commands)
+    command_erase.add_to(commands)
 
     refused = commands.add_parser("outbox", help="events OpenMeter refuses").add_subparsers(
         required=True, metavar="what"
