@@ -22,7 +22,8 @@ from kgents_metering.handlers.reads.accept import wants_csv
 from kgents_metering.model.measure import as_text, compile_meter
 from kgents_metering.model.meters import parse
 from kgents_metering.sinks.ledger.apply import Ledger
-from kgents_metering.sinks.ledger.meters import backfill, sync
+from kgents_metering.sinks.ledger.meter_changes import sync
+from kgents_metering.sinks.ledger.meters import backfill
 
 from .conftest import METERS
 from .messages import event

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 LISTED_DAYS = 32
 
-_EVENTS = """
+EVENTS = """
 select e.ce_id, e.source, e.type, e.tenant, e.time, e.data, e.stored_at,
        coalesce((select string_agg(i.message, E'\n' order by i.meter)
                  from metering.invalid i where i.n = e.n),
@@ -65,4 +65,4 @@ async def list_events(
         "stored_to": wanted.stored_to,
         "limit": wanted.limit,
     }
-    return [ListedEvent(*row) for row in await (await connection.execute(_EVENTS, values)).fetchall()]
+    return [ListedEvent(*row) for row in await (await connection.execute(EVENTS, values)).fetchall()]

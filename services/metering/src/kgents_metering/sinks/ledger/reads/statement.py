@@ -1,6 +1,6 @@
-"""A usage query as one SQL statement over the minutes, for every aggregation; it is run elsewhere.
+"""A usage query as one SQL statement over days, hours and minutes; it is run elsewhere.
 
-Whole minutes come from the rollup. Where a query begins or ends within a minute, the events of that part of
+Whole minutes come from the rollups. Where a query begins or ends within a minute, the events of that part of
 the minute are measured again and joined in as rows of the same shape, so nothing is approximate.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
+from kgents_metering.model.levels import Levels, Range
 from kgents_metering.model.meters import Aggregation
 from kgents_metering.model.query import Filter, Query, Span
 from kgents_metering.model.rollup import Rollup
@@ -19,10 +21,11 @@ from kgents_metering.model.windows import MINUTE, Windows
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads.rows import Row
 
+# What a bucket's rows become; UNIQUE_COUNT counts rows that are distinct already.
 _VALUES = {
     Aggregation.SUM: "sum(s.sum)",
     Aggregation.COUNT: "sum(s.cnt)",
-    Aggregation.UNIQUE_COUNT: "count(distinct s.vhash)",
+    Aggregation.UNIQUE_COUNT: "count(s.vhash)",
     # Postgres keeps no more than sixteen digits of a quotient unless an operand has a larger scale.
     Aggregation.AVG: "(sum(s.sum) + 0::numeric(50, 40)) / nullif(sum(s.cnt), 0)",
     Aggregation.MIN: "min(s.min)",
@@ -39,61 +42,128 @@ _PATTERNS = {
     "$contains": "ilike",
     "$ncontains": "not ilike",
 }
-_COLUMNS = "minute, grp, cnt, sum, min, max, last_time, last_n, last_value"
+_COLUMNS = "at, first_minute, last_minute, grp, cnt, sum, min, max, last_time, last_n, last_value, vhash"
+_SUMS = "r.grp, r.cnt, r.sum, r.min, r.max, r.last_time, r.last_n, r.last_value"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Where a level is kept: its tables and the column of its time."""
+
+    table: str
+    distinct: str
+    time: str
+    bounds: str
+
+
+MINUTES = Level("rollup", "distinct_value", "minute", "r.minute, r.minute")
+HOURS = Level("rollup_hour", "distinct_hour", "hour", "r.first_minute, r.last_minute")
+DAYS = Level("rollup_day", "distinct_day", "day", "r.first_minute, r.last_minute")
 
 
 def build(
-    meter: MeterInForce, tenant: str, query: Query, parts: Rollup, windows: Windows | None, *, limit: int
+    meter: MeterInForce,
+    tenant: str,
+    query: Query,
+    parts: Rollup,
+    chosen: Levels,
+    windows: Windows | None,
+    *,
+    limit: int,
 ) -> tuple[str, dict[str, Any]]:
     """The statement and its values. Its columns: window, last minute, groups, value, count of all rows.
 
     Args:
         parts: The minutes that the query cuts, as far as it wants them.
-        windows: The windows that a minute of the query may lie in; None where none are asked for.
+        chosen: The days, hours and minutes that answer the rest.
+        windows: The windows that they lie in; None where none are asked for.
         limit: The most rows it gives, and counts.
     """
-    conditions, values = _where(meter, tenant, query.span, windows)
-    if meter.meter.aggregation is Aggregation.UNIQUE_COUNT:
-        source = (
-            f"select {_prefixed('r')}, d.vhash from metering.rollup r"
-            " join metering.distinct_value d using (meter, tenant, minute, grp_key)"
-        )
-    else:
-        source = f"select {_prefixed('r')}, null::bytea from metering.rollup r"
-    source += f" where {conditions} union all {_EDGE_ROWS}"
-    values |= _edge_values(parts, meter.meter.aggregation)
+    aggregation = meter.meter.aggregation
+    is_distinct = aggregation is Aggregation.UNIQUE_COUNT
+    values: dict[str, Any] = {"meter": meter.id, "tenant": tenant}
+    sources = [_source(level, ranges, values, is_distinct) for level, ranges in _ranges(chosen)]
+    values |= _edge_values(parts, aggregation)
+    source = " union all ".join([*sources, _EDGE_ROWS])
 
-    window = _window(windows, values) if windows else "min(s.minute)"
-    last = "null::timestamptz" if windows else "max(s.minute)"
+    window = _window(windows, values) if windows else "min(s.first_minute)"
+    last = "null::timestamptz" if windows else "max(s.last_minute)"
     keys = []
     for index, key in enumerate(query.group_by):
         values[f"key{index}"] = key
         keys.append(f"coalesce(s.grp->>%(key{index})s, '') collate \"C\"")
-    where = [_condition(key, condition, values) for key, condition in query.filters.items()]
-    value = _VALUES[meter.meter.aggregation]
+    conditions = [_condition(key, condition, values) for key, condition in query.filters.items()]
+    where = f" where {' and '.join(conditions)}" if conditions else ""
+    value = _VALUES[aggregation]
+    if is_distinct:  # each value once a bucket, by hashing, before it is counted: no sort of all
+        groups = [f"{key} as key{index}" for index, key in enumerate(keys)]
+        named = [*([f"{window} as at"] if windows else []), *groups, "s.vhash"]
+        bounds = "min(s.first_minute) as first_minute, max(s.last_minute) as last_minute"
+        source = (
+            f"select {', '.join([*named, bounds])} from ({source}) as s ({_COLUMNS}){where}"
+            f" group by {', '.join(map(str, range(1, len(named) + 1)))}"
+        )
+        window = "s.at" if windows else window
+        keys = [f"s.key{index}" for index in range(len(keys))]
+        rows = f"({source}) as s"
+    else:
+        rows = f"({source}) as s ({_COLUMNS}){where}"
     positions = [*([1] if windows else []), *range(3, 3 + len(keys))]
     ordered = ", ".join(map(str, range(1, 3 + len(keys))))
     statement = (
-        f"with s (minute, grp, cnt, sum, min, max, last_time, last_n, last_value, vhash) as ({source})"
-        f" select {', '.join([window, last, *keys, value])} from s"
-        + (f" where {' and '.join(where)}" if where else "")
+        f"select {', '.join([window, last, *keys, value])} from {rows}"
         + (f" group by {', '.join(map(str, positions))}" if positions else "")
         + f" having {value} is not null and count(*) > 0"
         + f" order by {ordered} limit {limit:d}"
     )
     # The count is of no more rows than the limit; ordered again, which costs nothing where it is in order.
-    statement = f"select *, count(*) over () from ({statement}) as found order by {ordered}"
-    return statement, values
+    return f"select *, count(*) over () from ({statement}) as found order by {ordered}", values
+
+
+def _ranges(chosen: Levels) -> list[tuple[Level, list[Range]]]:
+    found = ((DAYS, chosen.days), (HOURS, chosen.hours), (MINUTES, chosen.minutes))
+    return [(level, ranges) for level, ranges in found if ranges]
+
+
+def _source(level: Level, ranges: Sequence[Range], values: dict[str, Any], is_distinct: bool) -> str:
+    """The rows of a level in these ranges."""
+    where = _within(level, ranges, values)
+    if is_distinct:
+        vhash = "d.vhash"
+        table = (
+            f"metering.{level.table} r join metering.{level.distinct} d"
+            f" using (meter, tenant, {level.time}, grp_key)"
+        )
+    else:
+        vhash, table = "null::bytea", f"metering.{level.table} r"
+    return f"select r.{level.time}, {level.bounds}, {_SUMS}, {vhash} from {table} {where}"
+
+
+def _within(level: Level, ranges: Sequence[Range], values: dict[str, Any]) -> str:
+    """A level's rows of the meter and tenant in these ranges: one by its bounds, many by joining them."""
+    own = "r.meter = %(meter)s and r.tenant = %(tenant)s"
+    start, end = f"{level.time}_from", f"{level.time}_to"
+    time = f"r.{level.time}"
+    if len(ranges) == 1:
+        values[start], values[end] = ranges[0]
+        return f"where {own} and {time} >= %({start})s and {time} < %({end})s"
+    values[start], values[end] = [a for a, _ in ranges], [b for _, b in ranges]
+    spans = f"unnest(%({start})s::timestamptz[], %({end})s::timestamptz[]) as p (a, b)"
+    return f"cross join {spans} where {own} and {time} >= p.a and {time} < p.b"
 
 
 def group_values(
-    meter: MeterInForce, tenant: str, key: str, span: Span, *, limit: int
+    meter: MeterInForce, tenant: str, key: str, chosen: Levels, *, limit: int
 ) -> tuple[str, dict[str, Any]]:
     """The statement for the values that a group key had in whole minutes."""
-    conditions, values = _where(meter, tenant, span)
-    values["key"] = key
-    value = "coalesce(r.grp->>%(key)s, '')"
-    return f"select distinct {value} from metering.rollup r where {conditions} limit {limit:d}", values
+    values: dict[str, Any] = {"meter": meter.id, "tenant": tenant, "key": key}
+    parts = [
+        f"select coalesce(r.grp->>%(key)s, '') from metering.{level.table} r {_within(level, ranges, values)}"
+        for level, ranges in _ranges(chosen)
+    ]
+    # Without any range there is nothing: a statement is a statement all the same.
+    source = " union all ".join(parts) or "select ''::text where false"
+    return f"select distinct value from ({source}) as s (value) limit {limit:d}", values
 
 
 def has_usage(meter: MeterInForce, tenant: str, span: Span) -> tuple[str, dict[str, Any]]:
@@ -108,44 +178,35 @@ def first_and_last(meter: MeterInForce, tenant: str, span: Span) -> tuple[str, d
     return f"select min(r.minute), max(r.minute) from metering.rollup r where {conditions}", values
 
 
-def _where(
-    meter: MeterInForce, tenant: str, span: Span, windows: Windows | None = None
-) -> tuple[str, dict[str, Any]]:
+def _where(meter: MeterInForce, tenant: str, span: Span) -> tuple[str, dict[str, Any]]:
     values: dict[str, Any] = {"meter": meter.id, "tenant": tenant}
     whole = span.whole_minutes()
-    start, end = whole.start, whole.end
-    if windows is not None:  # a minute that has come since they were made lies in none of them
-        start = max(start or windows.starts[0], windows.starts[0])
-        end = min(end or windows.end, windows.end)
     conditions = ["r.meter = %(meter)s", "r.tenant = %(tenant)s"]
-    if start is not None:
+    if whole.start is not None:
         conditions.append("r.minute >= %(start)s")
-        values["start"] = start
-    if end is not None:
+        values["start"] = whole.start
+    if whole.end is not None:
         conditions.append("r.minute < %(end)s")
-        values["end"] = end
+        values["end"] = whole.end
     return " and ".join(conditions), values
 
 
 def _window(windows: Windows, values: dict[str, Any]) -> str:
     """Where the window of a minute begins: looked up in what was computed, as Postgres knows other zones."""
     if windows.step == MINUTE:
-        return "s.minute"
+        return "s.at"
     values["w_starts"] = list(windows.starts)
-    run = "width_bucket(s.minute, %(w_starts)s::timestamptz[])"
+    run = "width_bucket(s.at, %(w_starts)s::timestamptz[])"
     start = f"(%(w_starts)s::timestamptz[])[{run}]"
     if windows.step is None:
         return start
     values["w_origins"], values["w_step"] = list(windows.origins), windows.step
-    return f"greatest({start}, date_bin(%(w_step)s, s.minute, (%(w_origins)s::timestamptz[])[{run}]))"
-
-
-def _prefixed(alias: str) -> str:
-    return ", ".join(f"{alias}.{name.strip()}" for name in _COLUMNS.split(","))
+    return f"greatest({start}, date_bin(%(w_step)s, s.at, (%(w_origins)s::timestamptz[])[{run}]))"
 
 
 _EDGE_ROWS = """
-select t.minute, t.grp::jsonb, t.cnt, t.sum, t.min, t.max, t.last_time, t.last_n, t.last_value, t.vhash
+select t.minute, t.minute, t.minute, t.grp::jsonb, t.cnt, t.sum, t.min, t.max, t.last_time, t.last_n,
+       t.last_value, t.vhash
 from unnest(%(e_minute)s::timestamptz[], %(e_grp)s::text[], %(e_cnt)s::bigint[], %(e_sum)s::numeric[],
             %(e_min)s::numeric[], %(e_max)s::numeric[], %(e_last_time)s::timestamptz[],
             %(e_last_n)s::bigint[], %(e_last_value)s::numeric[], %(e_vhash)s::bytea[])

@@ -11,10 +11,11 @@ from decimal import Decimal
 from psycopg import AsyncConnection, AsyncServerCursor
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_metering.model.levels import Levels, levels
 from kgents_metering.model.meters import Aggregation
 from kgents_metering.model.query import Query, QueryError, Span
 from kgents_metering.model.rollup import Rollup
-from kgents_metering.model.windows import NOTHING, Windows, windows
+from kgents_metering.model.windows import MINUTE, NOTHING, Windows, windows
 from kgents_metering.sinks.ledger.meters import EMPTY, MeterInForce, MeterSet, current
 from kgents_metering.sinks.ledger.reads import statement
 from kgents_metering.sinks.ledger.reads.bad_events import BadEvent, BadEvents, find_bad_events
@@ -63,8 +64,11 @@ class UsageReads:
             raise BackfillingError(f"meter {meter.meter.slug} is being measured over its history")
         async with self._reading() as connection:
             parts = await measure_edges(connection, meter, tenant, query.span.edges(), self._limits)
-            made = await _windows(connection, meter, tenant, query, parts)
-            text, values = statement.build(meter, tenant, query, parts, made, limit=self._limits.rows + 1)
+            held = await _held(connection, meter, tenant, query.span)
+            made = _windows(query, held, parts)
+            chosen = levels(*held, made) if held else Levels()
+            limit = self._limits.rows + 1
+            text, values = statement.build(meter, tenant, query, parts, chosen, made, limit=limit)
             async with connection.cursor(name="usage") as cursor:
                 await cursor.execute(text.encode(), values)
                 first = await cursor.fetchmany(CHUNK)
@@ -90,7 +94,9 @@ class UsageReads:
         """
         async with self._reading() as connection:
             parts = await measure_edges(connection, meter, tenant, span.edges(), self._limits)
-            text, values = statement.group_values(meter, tenant, key, span, limit=self._limits.rows + 1)
+            held = await _held(connection, meter, tenant, span)
+            chosen = levels(*held, None) if held else Levels()
+            text, values = statement.group_values(meter, tenant, key, chosen, limit=self._limits.rows + 1)
             rows = await (await connection.execute(text.encode(), values)).fetchall()
         found = {row[0] for row in rows} | {json.loads(delta.group).get(key, "") for _, delta in parts.rows()}
         if len(found) > self._limits.rows:
@@ -129,15 +135,22 @@ class UsageReads:
                 yield connection
 
 
-async def _windows(
-    connection: AsyncConnection, meter: MeterInForce, tenant: str, query: Query, parts: Rollup
-) -> Windows | None:
-    """The windows from the first to the last minute that there is; None where none are asked for."""
+async def _held(
+    connection: AsyncConnection, meter: MeterInForce, tenant: str, span: Span
+) -> tuple[datetime, datetime] | None:
+    """From the first to behind the last whole minute there is in a span; None where there is none."""
+    text, values = statement.first_and_last(meter, tenant, span)
+    row = await (await connection.execute(text.encode(), values)).fetchone()
+    return None if row is None or row[0] is None else (row[0], row[1] + MINUTE)
+
+
+def _windows(query: Query, held: tuple[datetime, datetime] | None, parts: Rollup) -> Windows | None:
+    """The windows from the first to the last minute there is; None where none are asked for."""
     if query.window is None:
         return None
-    text, values = statement.first_and_last(meter, tenant, query.span)
-    row = await (await connection.execute(text.encode(), values)).fetchone()
-    minutes = [*(key[2] for key, _ in parts.rows()), *(m for m in row or () if m is not None)]
+    minutes = [key[2] for key, _ in parts.rows()]
+    if held:
+        minutes += [held[0], held[1] - MINUTE]
     return windows(query.window, query.zone, min(minutes), max(minutes)) if minutes else NOTHING
 
 
