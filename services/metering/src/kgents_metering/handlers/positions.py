@@ -37,9 +37,9 @@ select lower(gap), upper(gap) - 1 from unnest(
 _FLOOR = "select floor from metering.cursor where stream = %s and epoch = %s"
 _IS_THERE = """
 select exists (select from metering.event where epoch = %(epoch)s and seq = %(seq)s)
-    or exists (select from metering.duplicate where epoch = %(epoch)s and seq = %(seq)s)
-    or exists (select from metering.conflict where epoch = %(epoch)s and seq = %(seq)s)
-    or exists (select from metering.dead where epoch = %(epoch)s and seq = %(seq)s)
+    or exists (select from metering.duplicate where (stream, epoch, seq) = (%(stream)s, %(epoch)s, %(seq)s))
+    or exists (select from metering.conflict where (stream, epoch, seq) = (%(stream)s, %(epoch)s, %(seq)s))
+    or exists (select from metering.dead where (stream, epoch, seq) = (%(stream)s, %(epoch)s, %(seq)s))
 """
 
 Pool = AsyncConnectionPool[AsyncConnection]
@@ -175,7 +175,7 @@ class Positions:
                 break
             places.append(held)
             at = held + 1
-        missing = [place for place in places if not await self._is_there(epoch, place)]
+        missing = [place for place in places if not await self._is_there(consumer, epoch, place)]
         return min(missing, default=None)
 
     async def _gaps(
@@ -192,10 +192,11 @@ class Positions:
                 row = await (await connection.execute(_FLOOR, [consumer.stream, epoch])).fetchone()
         return row[0] if row else 0
 
-    async def _is_there(self, epoch: datetime, seq: int) -> bool:
+    async def _is_there(self, consumer: ConsumerSpec, epoch: datetime, seq: int) -> bool:
+        values = {"stream": consumer.stream, "epoch": epoch, "seq": seq}
         with transient_errors():
             async with self._pool.connection() as connection:
-                row = await (await connection.execute(_IS_THERE, {"epoch": epoch, "seq": seq})).fetchone()
+                row = await (await connection.execute(_IS_THERE, values)).fetchone()
         return bool(row and row[0])
 
     async def _next(self, consumer: ConsumerSpec, start: int) -> int | None:
