@@ -26,7 +26,7 @@ NAMED = pytest.mark.parametrize(
     ("name", "workload"), PARTS, ids=[f"{name}-{workload.name}" for name, workload in PARTS]
 )
 # Who asks the Kubernetes API, and so needs a token.
-ASKS_KUBERNETES = {"prometheus"}
+ASKS_KUBERNETES = {"prometheus", "log-collector"}
 SECRETS = re.compile(r"://[^/\s:]+:[^@\s]+@|kg_[A-Za-z0-9]|whsec_|sk_(live|test)_|-----BEGIN [A-Z ]*PRIVATE")
 VERSION = re.compile(r"v?\d+\.\d+(\.\d+)?(-[a-z0-9.]+)*(@sha256:[0-9a-f]{64})?")
 SECRET_NAMES = re.compile(r"password|secret|token|api[-_]?key|seed", re.IGNORECASE)

@@ -61,7 +61,11 @@ EDGES: dict[str, set[tuple[str, int]]] = {
         ("kgent-backup", 8003),
         ("triad-kong", 8100),
         ("nats", 7777),
+        ("keda-operator", 443),
+        ("stranger", 443),
     },
+    # Both ask the Kubernetes API, whose address no policy can name: 443 of whatever is not the system's.
+    "log-collector": {("keda-operator", 443), ("stranger", 443)},
 }
 OFFSITE = {("internet", 443)}
 LEAF_OUT = {(end, 7422) for end in ("internet", "neighbour", "stranger", "keda-operator")}

@@ -5,6 +5,7 @@ from kgents_common.telemetry.metrics import metrics_response, new_registry
 from kgents_common.telemetry.traces import (
     Tracing,
     context_from_headers,
+    exemplar,
     inject_headers,
     link_from_headers,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "Tracing",
     "configure_logs",
     "context_from_headers",
+    "exemplar",
     "inject_headers",
     "link_from_headers",
     "metrics_response",

@@ -14,7 +14,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import Link, Tracer
+from opentelemetry.trace import Link, Span, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 # The SDK keeps 128 links of a span and drops the rest without a word.
@@ -67,6 +67,16 @@ def context_from_headers(headers: Mapping[str, str] | None) -> Context:
 def inject_headers(headers: MutableMapping[str, str], context: Context | None = None) -> None:
     """Set `traceparent` and `tracestate` from the current span, or from `context`."""
     _PROPAGATOR.inject(headers, context=context)
+
+
+def exemplar(span: Span | None = None) -> dict[str, str] | None:
+    """What leads from a histogram's observation to its trace; None where the trace is not kept.
+
+    Args:
+        span: The observed one; the current one where None.
+    """
+    context = (trace.get_current_span() if span is None else span).get_span_context()
+    return {"trace_id": format(context.trace_id, "032x")} if context.trace_flags.sampled else None
 
 
 def link_from_headers(headers: Mapping[str, str] | None) -> Link | None:

@@ -16,7 +16,7 @@ from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.request import ClientGone
 from kgents_api.metrics import Metrics
 from kgents_common.problems import problem
-from kgents_common.telemetry import context_from_headers
+from kgents_common.telemetry import context_from_headers, exemplar
 
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 OTHER = "other"
@@ -115,19 +115,19 @@ class Instrument:
                     span.set_attribute("http.response.status_code", status)
                 span.end()
             self._running -= counted
-            self._note(route, scope["method"], status, time.perf_counter() - started)
+            self._note(route, scope["method"], status, time.perf_counter() - started, span)
 
     def _below(self, path: str) -> str:
         """The route that ends in an id, else `other`."""
         return self._routes.get(path.rpartition("/")[0] + "/{id}", OTHER)
 
-    def _note(self, route: str, method: str, status: int, seconds: float) -> None:
+    def _note(self, route: str, method: str, status: int, seconds: float, span: Span | None) -> None:
         key = (route, method if method in _METHODS else OTHER, status)
         counter = self._counters.get(key)
         if counter is None:
             counter = self._counters[key] = self._metrics.requests.labels(key[0], key[1], str(status))
         counter.inc()
-        self._latencies[route].observe(seconds)
+        self._latencies[route].observe(seconds, exemplar(span) if span is not None else None)
 
 
 _NOTHING_CARRIED = context.Context()

@@ -30,6 +30,7 @@ from kgents_common.clock import Clock
 from kgents_common.errors import PermanentError, TransientError
 from kgents_common.publisher import AlreadyThereError, Publisher
 from kgents_common.stripe_events import NotStripeEventError, StripeEnvelope
+from kgents_common.telemetry import exemplar
 
 PATH = "/webhooks/stripe"
 RETRY_AFTER_SECONDS = 30
@@ -195,7 +196,7 @@ class StripeWebhooks:
             raise self._refusal(503, "not durable: send it again", "not_durable") from None
         except PermanentError:
             raise self._refusal(413, "larger than the stream takes", "too_large") from None
-        self._metrics.store_seconds.observe(self._clock.monotonic() - started)
+        self._metrics.store_seconds.observe(self._clock.monotonic() - started, exemplar())
         self._metrics.received.labels("stored").inc()
         self._metrics.lag.observe(max(0.0, (now - event.created_at).total_seconds()))
         return _ok()

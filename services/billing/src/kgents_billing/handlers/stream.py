@@ -26,7 +26,7 @@ from kgents_common.errors import PermanentError, TransientError
 from kgents_common.idempotency import Busy, Held, Leases
 from kgents_common.pull import Delivered, delivered, stored
 from kgents_common.stored_message import StoredMessage
-from kgents_common.telemetry import context_from_headers, inject_headers
+from kgents_common.telemetry import context_from_headers, exemplar, inject_headers
 
 WORKERS = 16
 # By how often a message was delivered; the last one stays.
@@ -157,7 +157,7 @@ class Worker:
                 await delivery.ack([message])
                 self._crash_points.reach("apply.after_ack")
                 age = (self._clock.now() - metadata.timestamp).total_seconds()
-                self._metrics.accept_to_applied.observe(max(0.0, age))
+                self._metrics.accept_to_applied.observe(max(0.0, age), exemplar())
 
     async def _settle(self, message: Msg, origin: Origin, held: Held | None) -> bool:
         """Whether the message is at its end; else it comes again."""

@@ -19,7 +19,7 @@ from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
 from kgents_common.resilience import CircuitBreaker, CircuitOpenError, CircuitState
 from kgents_common.retry import Patience
-from kgents_common.telemetry import context_from_headers, inject_headers, link_from_headers
+from kgents_common.telemetry import context_from_headers, exemplar, inject_headers, link_from_headers
 from kgents_common.telemetry.traces import MAX_LINKS
 from kgents_metering.metrics import Metrics
 from kgents_metering.model.delivery import (
@@ -301,7 +301,7 @@ class Deliverer:
             inject_headers(headers)
             started = time.perf_counter()
             answer = await self._target.send(batch, headers.get("traceparent"))
-            self._metrics.flush_latency.observe(time.perf_counter() - started)
+            self._metrics.flush_latency.observe(time.perf_counter() - started, exemplar(span))
             span.set_attribute("http.response.status_code", answer.status)
         return answer
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import psycopg
 import structlog
 from nats.aio.msg import Msg
-from opentelemetry.trace import Link, SpanKind, Tracer
+from opentelemetry.trace import Link, SpanKind, Tracer, use_span
 
 from kgents_common import delivery
 from kgents_common.clock import Clock
@@ -20,7 +20,7 @@ from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
 from kgents_common.pull import Delivered, delivered, stored
 from kgents_common.retry import Patience
-from kgents_common.telemetry import context_from_headers, link_from_headers
+from kgents_common.telemetry import context_from_headers, exemplar, link_from_headers
 from kgents_common.telemetry.traces import MAX_LINKS
 from kgents_metering.metrics import Metrics
 from kgents_metering.model.event import Dead, Event, Message, classify
@@ -122,7 +122,8 @@ class Applier:
         self._crash_points.reach("apply.after_commit")
         await delivery.ack(messages)
         self._crash_points.reach("apply.after_ack")
-        self._note(outcome, messages, time.perf_counter() - started)
+        with use_span(span):  # what is said of the batch carries its trace, though its work is done
+            self._note(outcome, messages, time.perf_counter() - started, exemplar(span))
 
     async def _as_values(self, messages: Sequence[Msg]) -> list[Message]:
         """As the model takes them.
@@ -163,15 +164,18 @@ class Applier:
             whole.invalid.update(outcome.invalid)
         return whole
 
-    def _note(self, outcome: Outcome, messages: Sequence[Msg], seconds: float) -> None:
+    def _note(
+        self, outcome: Outcome, messages: Sequence[Msg], seconds: float, traced: dict[str, str] | None
+    ) -> None:
         for name, count in outcome.counts.items():
             if count:
                 self._metrics.events.labels(name).inc(count)
         for code, count in outcome.invalid.items():
             self._metrics.invalid.labels(code).inc(count)
-        self._metrics.apply_seconds.observe(seconds)
+        self._metrics.apply_seconds.observe(seconds, traced)
         oldest = min(message.metadata.timestamp for message in messages)
-        self._metrics.accept_to_applied.observe(max(0.0, (self._clock.now() - oldest).total_seconds()))
+        age = max(0.0, (self._clock.now() - oldest).total_seconds())
+        self._metrics.accept_to_applied.observe(age, traced)
         for name in ("conflict", "dead"):
             if outcome.counts[name]:
                 _log.warning("apply.not_counted", outcome=name, messages=outcome.counts[name])
