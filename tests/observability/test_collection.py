@@ -1,4 +1,4 @@
-"""Telemetry arrives: configurations that real parsers take, one trace from door to bill, log lines that name it."""
+"""Telemetry arrives: configurations real parsers take, one trace from door to bill, lines that name it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFLICTING = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def collector() -> str:
-    """An OpenTelemetry collector with what ours is configured with; the test is skipped where there is none."""
+    """An OpenTelemetry collector that knows our components; the test is skipped where there is none."""
     found = next((path for name in COLLECTORS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip(f"none of {', '.join(COLLECTORS)} is installed: no real collector read its configuration")
@@ -159,7 +159,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack,
     directory = tmp_path_factory.mktemp("collected")
     with Collector(directory / "otelcol", command) as running:
         telling = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{running.port}"}
-        options = StackOptions(services=EVERYTHING, environment={name: telling for name in EVERYTHING})
+        options = StackOptions(services=EVERYTHING, environment=dict.fromkeys(EVERYTHING, telling))
         with Stack(directory / "stack", options) as stack:
             yield stack, running
 
@@ -182,7 +182,7 @@ def post(stack: Stack, event_id: str, trace: str, **data: Any) -> None:
 def test_an_event_and_a_webhook_are_one_trace_each_at_a_real_collector(
     collected: tuple[Stack, Collector],
 ) -> None:
-    """Rule: HTTP → NATS → ledger → OpenMeter; webhook → billing → fact → ledger; and the collector keeps them."""
+    """Rule: HTTP → NATS → ledger → OpenMeter; webhook → billing → fact → ledger; both are kept."""
     stack, running = collected
     post(stack, "traced", TRACE, tokens=3)
     event = {

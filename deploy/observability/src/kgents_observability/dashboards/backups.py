@@ -53,6 +53,48 @@ BOARD = Board(
             ),
         ),
         Row(
+            "Can it be trusted?",
+            (
+                number(
+                    "Reasons a restore would fail",
+                    "`kgents-backup status` names each, with what to do.",
+                    "short",
+                    "max(kgents_backup_restore_faults)",
+                    ("backup", "RestoreWouldFail"),
+                    alarming=1,
+                    width=6,
+                ),
+                number(
+                    "Age of the newest verified snapshot",
+                    "Read back and found good. Above two days verify by hand.",
+                    "s",
+                    "time() - min by (store) (kgents_backup_verified_timestamp_seconds)",
+                    ("backup", "BackupUnverified"),
+                    alarming=176400,
+                    is_quiet=True,
+                    legend="{{store}}",
+                    width=6,
+                ),
+                number(
+                    "Encrypted",
+                    "1 where backups are sealed. 0 in production: set KGENTS_BACKUP_KEY_FILE.",
+                    "none",
+                    "min(kgents_backup_sealed)",
+                    ("backup", "BackupStepFailed"),
+                    width=6,
+                ),
+                number(
+                    "Clock ahead of NATS's",
+                    "More than some seconds, either way: mend time synchronisation.",
+                    "s",
+                    "max(kgents_backup_clock_ahead_seconds)",
+                    ("backup", "ClockSkew"),
+                    alarming=5,
+                    width=6,
+                ),
+            ),
+        ),
+        Row(
             "Archive",
             (
                 Panel(

@@ -125,6 +125,13 @@ BOARD = Board(
                     ("door", "RedisCircuitOpen"),
                 ),
                 Panel(
+                    "Usage questions not answered",
+                    "The reads of metering were away or too slow; events are not affected. See their dashboard.",
+                    "cps",
+                    (Query(rate("kgents_api_reads_unanswered_total"), "not answered"),),
+                    ("metering", "ReadsSlow"),
+                ),
+                Panel(
                     "Live streams",
                     "Open ones, and those that read for themselves to catch up. Many of the latter: clients too slow for their tenant.",
                     "short",

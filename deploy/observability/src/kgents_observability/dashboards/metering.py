@@ -114,6 +114,19 @@ BOARD = Board(
             ),
         ),
         Row(
+            "Leaving the stream",
+            (
+                Panel(
+                    "Raw events that left AGENTESE",
+                    "Applied, archived and old enough. Nothing leaves while backup has not verified it: then the stream fills.",
+                    "cps",
+                    (Query(rate("kgents_metering_raw_trimmed_total"), "left"),),
+                    ("nats", "StreamNearlyFull"),
+                    width=24,
+                ),
+            ),
+        ),
+        Row(
             "Delivering",
             (
                 Panel(

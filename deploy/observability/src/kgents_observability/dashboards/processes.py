@@ -66,6 +66,26 @@ BOARD = Board(
                     ("processes", "ServiceRestarts"),
                 ),
                 Panel(
+                    "Consumers without progress",
+                    "How long, while something waits for them. Above a minute it is an alert; the worker is begun anew by itself.",
+                    "s",
+                    (Query("max by (consumer) (kgents_consumer_stalled_seconds)", "{{consumer}}"),),
+                    ("processes", "ConsumerStalled"),
+                    alarming=60,
+                ),
+                Panel(
+                    "Workers begun anew, of an hour",
+                    "Again and again: what it waits for is stuck, see the runbook.",
+                    "short",
+                    (
+                        Query(
+                            "sum by (consumer) (increase(kgents_consumer_restarts_total[1h]))", "{{consumer}}"
+                        ),
+                    ),
+                    ("processes", "ConsumerStalled"),
+                    is_quiet=True,
+                ),
+                Panel(
                     "Waits for a neighbour, by loop",
                     "A loop that waits found somebody away: Postgres, NATS, OpenMeter or Stripe. It goes on by itself.",
                     "cps",

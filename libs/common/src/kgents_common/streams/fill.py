@@ -65,13 +65,21 @@ class StreamFill:
         self._clock = clock
         self.levels = {spec.name: Level() for spec in STREAMS}
         self._seen_at: float | None = None
-        gauge = _gauges(registry)
-        self._used = gauge("kgents_stream_bytes", "What the stream holds")
-        self._limit = gauge("kgents_stream_max_bytes", "What the stream may hold")
-        self._ratio = gauge("kgents_stream_fill_ratio", "What the stream holds of what it may, 0 to 1")
-        self._to_full = gauge(
+        self._used = Gauge("kgents_stream_bytes", "What the stream holds", ["stream"], registry=registry)
+        self._limit = Gauge(
+            "kgents_stream_max_bytes", "What the stream may hold", ["stream"], registry=registry
+        )
+        self._ratio = Gauge(
+            "kgents_stream_fill_ratio",
+            "What the stream holds of what it may, 0 to 1",
+            ["stream"],
+            registry=registry,
+        )
+        self._to_full = Gauge(
             "kgents_stream_seconds_to_full",
             "Until the stream is full, if it grows as in the last ten minutes; +Inf where it does not",
+            ["stream"],
+            registry=registry,
         )
 
     async def look(self) -> bool:
@@ -126,7 +134,3 @@ class StreamFill:
 
 def _when(seconds: float) -> str:
     return "" if math.isinf(seconds) else f", and wholly in {seconds / 3600:.1f} h"
-
-
-def _gauges(registry: CollectorRegistry) -> Callable[[str, str], Gauge]:
-    return lambda name, what: Gauge(name, what, ["stream"], registry=registry)
