@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_nats_takes_the_configuration(name: str, version: str, tmp_path: Path) -
 
     assert answer.returncode == 0, answer.stderr
     assert "is valid" in answer.stderr
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_message_is_synced_before_it_is_acknowledged(name: str) -> None:
+    """P1: the server's default of two minutes would let a loss of power take what a 202 promised."""
+    config = find(overlay(name), "ConfigMap", "nats-config")["data"]["nats.conf"]
+
+    assert re.search(r"^  sync_interval: always$", config, re.MULTILINE)
 
 
 def test_the_regions_have_domains_and_clusters_of_their_own() -> None:
