@@ -84,7 +84,8 @@ def invoice_said(event: StripeEvent, invoice: Json, *, tells_zero: bool = False)
     if event.type in _ACTION_REQUIRED:
         prefix, reason = _ACTION_REQUIRED[event.type]
         details = {"due": _remaining(invoice), "attempt_count": attempt, "reason": reason}
-        return Said([fact(event, kinds.ACTION_REQUIRED, f"{prefix}:{name}:{attempt}", {**common, **details})])
+        key, old = f"{prefix}:{name}:{attempt}:{event.second}", f"pay.action:{name}:{attempt}"
+        return Said([fact(event, kinds.ACTION_REQUIRED, key, {**common, **details}, formerly=(old,))])
     verb = _INVOICE_VERBS.get(event.type)
     if verb is None:
         return Said()
