@@ -20,7 +20,6 @@ from tests.backup.streams import (
     fill,
     make_stream,
     read_all,
-    until,
 )
 
 from kgents_backup.metrics import Metrics
@@ -32,8 +31,10 @@ from kgents_backup.sources.stream import durable_consumers, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common.clock import SystemClock
 from kgents_common.errors import TransientError
+from kgents_common.streams import JetStreamApiError
 from kgents_devstack.servers import NatsServer, free_port
 from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
+from kgents_devstack.waiting import reached as until
 
 CLOCK = SystemClock()
 SUBJECTS = ["agentese.>"]
@@ -177,7 +178,17 @@ async def test_the_old_primary_is_fenced_accounted_for_and_takes_over_again(
             return not two.primary_client.is_connected and two.dr_client.is_connected
 
         await until(is_away)
-        done = await disaster.promote(two.region, STREAM, SUBJECTS, archive=None, scratch=vault, clock=CLOCK)
+
+        async def half_dead() -> VerbatimClient:
+            raise JetStreamApiError("insufficient resources", 503, 10023)
+
+        region = Region(half_dead, two.region.dr, "primary", "dr", (STREAM,))
+        with pytest.raises(RefusedError, match="it may take writes"):
+            await disaster.promote(region, STREAM, SUBJECTS, archive=None, scratch=vault, clock=CLOCK)
+        done = await disaster.promote(
+            region, STREAM, SUBJECTS, archive=None, scratch=vault, clock=CLOCK, force_unfenced=True
+        )
+        assert "NOT fenced (half dead)" in done.notes[0]
         assert not done.is_fenced
         await fill(two.dr_client, 60, start=1000)
         await add_consumer(two.dr_client)
@@ -196,16 +207,19 @@ async def test_the_old_primary_is_fenced_accounted_for_and_takes_over_again(
         assert (await disaster.status(two.region))[0].primary == "fenced"
         counted = await disaster.account(two.region, STREAM, dry_run=True)
         assert (counted.beyond, counted.published) == (25, 25)
+        assert (await disaster.account(two.region, STREAM)).published == 25
+        again = await disaster.account(two.region, STREAM)
+        assert (again.known, again.published) == (25, 0), "a second run publishes nothing twice"
 
         before = await read_all(two.dr_client)
         account, back = await disaster.fail_back(two.region, STREAM, scratch=vault, clock=CLOCK, seconds=60)
 
-        assert account.published == 25
+        assert account.published == 0
         after = await read_all(two.primary_client)
         assert [(m.sequence, m.subject, m.body) for m in after[: len(before)]] == [
             (m.sequence, m.subject, m.body) for m in before
         ]
-        assert len(after) == len(before) + 25
+        assert len(after) == len(before)
         assert back.consumers == ["metering"]
         assert [c.ack_floor for c in await durable_consumers(two.primary_client, STREAM)]
         await fill(two.primary_client, 1, start=8000)

@@ -161,7 +161,7 @@ async def age(directory: Path, by: timedelta) -> None:
                 snapshot.line,
                 at,
                 snapshot.last,
-                snapshot.last_ms - int(by.total_seconds() * 1000),
+                snapshot.last_ms,
             )
             for entry in await store.list(snapshot.prefix):
                 name = entry.key.removeprefix(snapshot.prefix)

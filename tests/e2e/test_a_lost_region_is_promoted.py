@@ -9,13 +9,14 @@ from pathlib import Path
 from nats.errors import Error as NatsError
 from nats.js.errors import Error as JetStreamError
 from tests.backup.commands import Commands
-from tests.backup.streams import archive, read_all, until
+from tests.backup.streams import archive, read_all
 
 from kgents_backup.sinks.store import DirectoryStore, Sealer, Vault
 from kgents_backup.sources.verbatim import connected
 from kgents_common import streams
 from kgents_devstack.servers import NatsServer, free_port
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
+from kgents_devstack.waiting import reached as until
 
 
 async def test_the_primary_dies_under_load_and_the_mirror_takes_over(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ async def test_the_primary_dies_under_load_and_the_mirror_takes_over(tmp_path: P
             async def is_fenced() -> bool:
                 return "primary fenced" in (await run("dr status"))[1]
 
-            await until(is_fenced, seconds=60)
+            await until(is_fenced)
             code, said = await run("dr account")
             assert code == 0, said
             have = {m.body for m in await read_all(dr_client)}

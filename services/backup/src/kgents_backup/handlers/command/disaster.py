@@ -21,7 +21,10 @@ def add_disaster_commands(parser: argparse.ArgumentParser) -> None:
     mirror.add_argument("--replicas", type=int, default=1)
     mirror.set_defaults(run=_mirror)
     promote = commands.add_parser("promote", help="make the mirrors the streams")
-    promote.add_argument("--store", choices=("local", "offsite", "none"), default="offsite")
+    promote.add_argument("--store", choices=("all", "local", "offsite", "none"), default="offsite")
+    promote.add_argument(
+        "--force-unfenced", action="store_true", help="although the old primary answers and is not fenced"
+    )
     promote.add_argument("--dry-run", action="store_true", help="only the plan")
     promote.set_defaults(run=_promote)
     fence = commands.add_parser("fence", help="take the subjects from the old primary's streams")
@@ -87,6 +90,7 @@ async def _promote(backup: Backup, arguments: Arguments) -> int:
                 archive=archive,
                 scratch=backup.local,
                 clock=backup.clock,
+                force_unfenced=arguments.force_unfenced,
                 config=streams.stream_config(specification, replicas=1, server=streams.server_version(dr)),
             )
             print(
@@ -121,8 +125,8 @@ async def _account(backup: Backup, arguments: Arguments) -> int:
         for stream in _streams(region, arguments):
             found = await disaster.account(region, stream, dry_run=arguments.dry_run)
             print(
-                f"{stream}: {found.beyond} messages beyond the mirror's end; {found.known} were put back from"
-                f" the archive, {found.published} {'would be' if arguments.dry_run else 'are'} published now"
+                f"{stream}: {found.beyond} messages beyond the mirror's end; {found.known} are there already,"
+                f" {found.published} {'would be' if arguments.dry_run else 'are'} published now"
             )
     finally:
         await _close(region)

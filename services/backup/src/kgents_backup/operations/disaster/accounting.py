@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 from kgents_backup.model.faults import ProtocolError, RefusedError
+from kgents_backup.model.segment import Message
 from kgents_backup.operations.disaster.promoting import PROMOTED_AT
 from kgents_backup.operations.disaster.regions import Region
 from kgents_backup.sinks.replay import (
@@ -23,7 +26,7 @@ class Account:
 
     Attributes:
         beyond: Messages after the mirror's end.
-        known: Of these, at the same sequence and the same in the promoted stream (put back from the archive).
+        known: Of these, the ones that the promoted stream holds: from the archive, or from an earlier run.
         published: The others, published to the promoted stream under their own ids.
     """
 
@@ -50,16 +53,14 @@ async def account(region: Region, stream: str, *, dry_run: bool = False) -> Acco
     if old is None or old.last_sequence <= int(start):
         return found
     theirs = MessageReader(dr, stream, start=int(start) + 1)
-    have = {
-        m.sequence: (m.subject, without_original_time(m.headers), m.body)
-        async for m in theirs.read(min(promoted.last_sequence, old.last_sequence))
-    }
+    have = Counter([_content(m) async for m in theirs.read(promoted.last_sequence)])
     await theirs.close()
     reader = MessageReader(primary, stream, start=int(start) + 1)
     async for message in reader.read(old.last_sequence):
         found.beyond += 1
-        same = have.get(message.sequence)
-        if same == (message.subject, without_original_time(message.headers), message.body):
+        mark = _content(message)
+        if have[mark]:
+            have[mark] -= 1
             found.known += 1
             continue
         found.published += 1
@@ -68,6 +69,16 @@ async def account(region: Region, stream: str, *, dry_run: bool = False) -> Acco
             await _publish(dr, message.subject, headers, message.body)
     await reader.close()
     return found
+
+
+def _content(message: Message) -> bytes:
+    """What tells a message, wherever it stands: put back by a restore or published by an earlier run."""
+    found = hashlib.blake2b(digest_size=16)
+    headers = without_original_time(without_spoken(message.headers))
+    for part in (message.subject.encode(), headers, message.body):
+        found.update(len(part).to_bytes(4, "big"))
+        found.update(part)
+    return found.digest()
 
 
 async def _publish(client: VerbatimClient, subject: str, headers: bytes, body: bytes) -> None:

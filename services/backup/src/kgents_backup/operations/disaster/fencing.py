@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from enum import StrEnum
 
 import structlog
 
 from kgents_backup.model import configurations
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region
 from kgents_backup.sources.stream import stream_info
-from kgents_common.errors import TransientError
+from kgents_common.errors import KgentsError, TransientError
 from kgents_common.streams import request
 
 _log = structlog.get_logger()
 
 
+class Fencing(StrEnum):
+    """What came of it: an away primary does not answer, a half dead one answers with an error."""
+
+    FENCED = "fenced"
+    AWAY = "away"
+    HALF_DEAD = "half dead"
+
+
 async def fence(region: Region, stream: str) -> bool:
-    """Take the subjects from the primary's stream, so that a publisher gets an error; whether it is so.
+    """Whether the primary's stream takes no more writes; see `try_fence`."""
+    return await try_fence(region, stream) is Fencing.FENCED
+
+
+async def try_fence(region: Region, stream: str) -> Fencing:
+    """Take the subjects from the primary's stream, so that a publisher gets an error.
 
     The messages stay; `metadata` remembers the subjects.
     """
@@ -24,9 +38,9 @@ async def fence(region: Region, stream: str) -> bool:
         client = await region.primary()
         info = await stream_info(client, stream)
         if info is None or info.config.get("mirror"):
-            return True
+            return Fencing.FENCED
         if FENCED_SUBJECTS in (info.config.get("metadata") or {}):
-            return True
+            return Fencing.FENCED
         config = configurations.final(info.config, stream)
         config["metadata"] = {
             **(config.get("metadata") or {}),
@@ -35,9 +49,12 @@ async def fence(region: Region, stream: str) -> bool:
         config["subjects"] = [f"kgents.fenced.{stream}"]
         await request(client, f"STREAM.UPDATE.{stream}", config, timeout_seconds=10)
     except TransientError:
-        return False
+        return Fencing.AWAY
+    except KgentsError as error:
+        _log.warning("dr.not_fenced", stream=stream, error=str(error))
+        return Fencing.HALF_DEAD
     _log.info("dr.fenced", stream=stream)
-    return True
+    return Fencing.FENCED
 
 
 async def fence_when_back(region: Region, *, seconds: float) -> list[str]:

@@ -14,7 +14,7 @@ from kgents_backup.model.documents import ConsumerRecord
 from kgents_backup.model.faults import CorruptError, RefusedError
 from kgents_backup.model.plan import RestorePlan, Until
 from kgents_backup.operations.consumers import make_consumers
-from kgents_backup.operations.disaster.fencing import fence
+from kgents_backup.operations.disaster.fencing import Fencing, try_fence
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region
 from kgents_backup.operations.restoring import (
     Prepared,
@@ -70,6 +70,7 @@ async def promote(
     scratch: Vault,
     clock: Clock,
     config: dict[str, Any] | None = None,
+    force_unfenced: bool = False,
 ) -> Promotion:
     """Make the DR region's mirror the stream.
 
@@ -81,15 +82,23 @@ async def promote(
         scratch: Where a server before 2.12 keeps the copy through which it is promoted.
         config: Limits to end up with (duplicate window, age, bytes), of the primary's stream.
 
+        force_unfenced: Go on although the old primary answers and cannot be fenced: it may take writes.
+
     Raises:
-        RefusedError: It is not a mirror.
+        RefusedError: It is not a mirror, or the old primary answers and cannot be fenced.
         TransientError: The DR region does not answer.
     """
     dr = await region.dr()
     info = await stream_info(dr, stream)
     if info is None or not info.config.get("mirror"):
         raise RefusedError(f"the DR region has no mirror of {stream}", hint="see `dr status`")
-    is_fenced = await fence(region, stream)
+    fenced_how = await try_fence(region, stream)
+    if fenced_how is Fencing.HALF_DEAD and not force_unfenced:
+        raise RefusedError(
+            f"the old primary answers with an error and {stream} cannot be fenced there: it may take writes",
+            hint="keep clients away from it and add --force-unfenced; fence it later with `dr fence --wait`",
+        )
+    is_fenced = fenced_how is Fencing.FENCED
     info = await stream_info(dr, stream) or info
     own = {**info.config, **(config or {}), "name": stream}
     own["num_replicas"] = info.config["num_replicas"]
@@ -114,7 +123,9 @@ async def promote(
     await request(dr, f"STREAM.UPDATE.{stream}", final, timeout_seconds=30)
     done.consumers = await make_consumers(dr, stream, records)
     if not is_fenced:
-        done.notes.append("the old primary did not answer: run `dr fence --wait` before anything reaches it")
+        done.notes.append(
+            f"the old primary is NOT fenced ({fenced_how}): run `dr fence --wait` before anything reaches it"
+        )
     if archive is None:
         done.notes.append("no archive was looked into: what the mirror had not got is not known")
     _log.info("dr.promoted", stream=stream, how=done.how, mirrored_to=done.mirrored_to)
