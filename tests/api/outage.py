@@ -13,6 +13,8 @@ from typing import Self
 import httpx
 import nats
 
+from kgents_devstack.services import ServiceProcess
+
 from .conftest import encoded, event
 
 PRODUCERS = 20
@@ -96,6 +98,7 @@ def metric(text: str, name: str) -> float:
     return float(next(line.split()[1] for line in text.splitlines() if line.startswith(name + " ")))
 
 
-def check(client: httpx.Client) -> Mapping[str, str]:
+def check(service: ServiceProcess) -> Mapping[str, str]:
     """Each check of the health document and its status."""
-    return {name: one["status"] for name, one in client.get("/health").json()["checks"].items()}
+    document = httpx.get(f"{service.operations_url}/health").json()
+    return {name: one["status"] for name, one in document["checks"].items()}

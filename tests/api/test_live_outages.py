@@ -62,7 +62,7 @@ async def published(client: httpx.AsyncClient, key: str, events: list[dict[str, 
 
 def metric(service: ServiceProcess, line: str) -> float:
     """One sample of /metrics."""
-    text = httpx.get(f"{service.url}/metrics", timeout=10).text
+    text = httpx.get(f"{service.operations_url}/metrics", timeout=10).text
     return next((float(row.split()[-1]) for row in text.splitlines() if row.startswith(line + " ")), 0.0)
 
 

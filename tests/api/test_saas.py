@@ -132,7 +132,7 @@ def door(tmp_path: Path, own_nats: NatsServer) -> Iterator[ServiceProcess]:
 
 
 def saas(door: ServiceProcess) -> tuple[int, dict[str, Any]]:
-    answer = httpx.get(f"{door.url}/health/saas", timeout=5)
+    answer = httpx.get(f"{door.operations_url}/health/saas", timeout=5)
     return answer.status_code, answer.json()
 
 

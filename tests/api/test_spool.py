@@ -37,7 +37,9 @@ class Spooling:
         return self.client.post("/v1/events", content=encoded(event_id), headers=ONE)
 
     def depth(self) -> float:
-        return metric(self.client.get("/metrics").text, "kgents_nats_fallback_queue_depth")
+        return metric(
+            httpx.get(f"{self.service.operations_url}/metrics").text, "kgents_nats_fallback_queue_depth"
+        )
 
 
 @contextmanager
@@ -95,9 +97,11 @@ def test_with_a_spool_every_202_is_in_the_stream_once(spooling: Spooling, away: 
     assert found.keys() == answers.stored.keys()
     assert set(found.values()) == {1}
     assert set(answers.stored.values()) == {"stream", "spool"}
-    eventually(lambda: check(spooling.client)["spool"] == "ok")
+    eventually(lambda: check(spooling.service)["spool"] == "ok")
     assert spooling.post("live again").json()["receipts"][0]["stored"] == "stream"
-    replayed = metric(spooling.client.get("/metrics").text, "kgents_nats_fallback_replayed_total")
+    replayed = metric(
+        httpx.get(f"{spooling.service.operations_url}/metrics").text, "kgents_nats_fallback_replayed_total"
+    )
     assert replayed == sum(place == "spool" for place in answers.stored.values())
 
 
@@ -123,7 +127,7 @@ def test_the_door_says_what_it_does_while_it_spools(spooling: Spooling) -> None:
     """Rule: with a spool the door is ready without NATS, and its health tells."""
     assert spooling.post("live").json()["receipts"][0]["stored"] == "stream"
     spooling.nats.kill()
-    eventually(lambda: check(spooling.client)["nats"] == "down")
+    eventually(lambda: check(spooling.service)["nats"] == "down")
     [receipt] = spooling.post("kept").json()["receipts"]
     assert receipt == {"id": "kept", "source": "agents/a1", "duplicate": False, "stored": "spool"}
     [again] = spooling.post("kept").json()["receipts"]
@@ -131,7 +135,7 @@ def test_the_door_says_what_it_does_while_it_spools(spooling: Spooling) -> None:
     openmeter = spooling.client.post("/api/v1/events", content=encoded("as openmeter"), headers=ONE)
     assert (openmeter.status_code, openmeter.headers["kgents-stored"]) == (204, "spool")
     assert spooling.depth() == 2
-    assert check(spooling.client)["spool"] == "degraded"
+    assert check(spooling.service)["spool"] == "degraded"
     assert spooling.client.get("/health").json()["status"] == "degraded"
     assert spooling.client.get("/health/ready").status_code == 200
     spooling.nats.start()

@@ -248,7 +248,7 @@ def test_neither_bodies_nor_secrets_are_logged_or_measured(door: WebhookDoor) ->
     assert PLANTED in body.decode()
     assert door.post(body).status_code == 200
     assert door.post(body, "t=1,v1=" + "0" * 64).status_code in (400, 429)
-    text = door.service.log_path.read_text() + door.client.get("/metrics").text
+    text = door.service.log_path.read_text() + httpx.get(f"{door.service.operations_url}/metrics").text
     for planted in (PLANTED, SECRET, SECRET.removeprefix("whsec_"), "fedcba9876543210"):
         assert planted not in text
     assert 'kgents_stripe_webhook_signatures_total{secret="main"}' in text
@@ -256,7 +256,7 @@ def test_neither_bodies_nor_secrets_are_logged_or_measured(door: WebhookDoor) ->
 
 def test_the_contract_names_the_door(door: WebhookDoor) -> None:
     """Rule: `/openapi.json` is true."""
-    assert "/webhooks/stripe" in door.client.get("/openapi.json").json()["paths"]
+    assert "/webhooks/stripe" in httpx.get(f"{door.service.operations_url}/openapi.json").json()["paths"]
 
 
 def test_without_nats_it_is_503_and_the_retry_is_stored_once(tmp_path: Path, own_nats: NatsServer) -> None:

@@ -174,6 +174,7 @@ async def test_the_service_archives_runs_and_reports(
     """Rule: started, it makes up for the missing run, archives on, and answers for its health; SIGTERM ends
     it with what it held stored."""
     port = free_port()
+    operations_port = free_port()
     async with connected({"servers": own_nats.url}) as client:
         await streams.apply(client, await streams.plan(client))
         await fill(client, 200)
@@ -192,11 +193,12 @@ async def test_the_service_archives_runs_and_reports(
                 "AWS_REGION": "us-east-1",
                 "KGENTS_HOST": "127.0.0.1",
                 "KGENTS_PORT": str(port),
+                "KGENTS_OPERATIONS_PORT": str(operations_port),
                 "KGENTS_HEARTBEAT_SECONDS": "1",
             },
             stdout=asyncio.subprocess.DEVNULL,
         )
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{operations_port}") as http:
 
             async def has_drilled() -> bool:
                 return "run.completed" in await facts(client)

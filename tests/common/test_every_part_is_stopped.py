@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
@@ -54,6 +55,7 @@ async def serve(parts: Sequence[Part], *, drain_seconds: float = 3) -> list[dict
                 app=Starlette(),
                 parts=parts,
                 tracing=tracing,
+                registry=CollectorRegistry(),
             )
         )
         while not running.done() and not any(log["event"] == "service.started" for log in logs):

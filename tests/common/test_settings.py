@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field, SecretStr
 
 from kgents_common.errors import ConfigurationError
+from kgents_common.masking import MASK, masked
 from kgents_common.settings import ServiceSettings
 
 
@@ -34,6 +35,47 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.nats_servers == ("nats://u:pw-one@a:4222", "nats://b:4222")
     assert "db:5432/x" in shown
     assert "pw-" not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nats://hush@a:4222",
+        "nats://u:hush@a:4222,nats://u:hush@b:4222",
+        "redis://:hush@h:6379/0",
+        "redis://:hu/sh?hush#hush@h:6379/0",
+        "redis://h/0?password=hush&db=1",
+        "redis://h/0?db=1&pass%77ord=hush",
+        "postgresql:///db?host=/run&user=u&password=hush&sslmode=require",
+        "postgresql://u:a@hush@h/db?sslpassword=hush",
+        "host=h user=u password=hush dbname=d",
+        r"host=h password = 'hu\'sh hush' dbname=d",
+        'host=h password="hush hush" dbname=d',
+        "https://h/hook?api_key=hush#access_token=hush",
+        "https://h/?X-Amz-Signature=hush&X-Amz-Credential=hush",
+        "AccountName=n;AccountKey=hush==;Suffix=s",
+    ],
+)
+def test_no_form_of_a_connection_string_shows_its_secret(text: str) -> None:
+    """Rule: credentials before an @, parameters of a URL, key=value forms."""
+    shown = masked(text)
+    assert "hush" not in shown
+    assert "hu" not in shown.replace("https", "")
+    assert MASK in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nats://a:4222",
+        "postgresql://db:5432/x?sslmode=require&application_name=a",
+        "/etc/kgents/keys.json",
+        "info",
+        "host=h dbname=d sslmode=require",
+    ],
+)
+def test_what_holds_no_secret_is_shown_as_it_is(text: str) -> None:
+    assert masked(text) == text
 
 
 def test_a_wrong_value_is_refused_without_being_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_openmeter_refusing_our_key(system: System) -> None:
     """Rule: 401 pauses and alarms; nothing is dropped."""
     system.stack.openmeter.set_faults(unauthorized=1.0)
     system.post(100)
-    metering = system.stack.service("metering").url
+    metering = system.stack.service("metering").operations_url
     wait_for(lambda: "kgents_openmeter_paused 1.0" in httpx.get(f"{metering}/metrics").text)
     wait_for(lambda: system.ledger()["owed"] == 100, state=system.ledger)
     system.stack.openmeter.clear_faults()
@@ -65,7 +65,7 @@ def test_past_the_dedupe_window_openmeter_is_asked_first(make_system: Callable[.
     system.settle()
     system.check_exact()
     assert system.stack.openmeter.stats()["duplicates"] == 0
-    metrics = httpx.get(f"{system.stack.service('metering').url}/metrics").text
+    metrics = httpx.get(f"{system.stack.service('metering').operations_url}/metrics").text
     assert "kgents_openmeter_events_verified_total 0.0" not in metrics
 
 

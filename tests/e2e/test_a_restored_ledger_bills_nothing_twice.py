@@ -59,7 +59,7 @@ def test_what_was_delivered_after_the_dump_is_asked_for_and_not_sent(
         assert "from sequence 101" in command(stack, "metering", "redeliver")
     metering.start()
     if not is_said:
-        health = httpx.get(f"{metering.url}/health").json()
+        health = httpx.get(f"{metering.operations_url}/health").json()
         assert "lacks sequence" in health["checks"]["ledger"]["detail"]
         assert "from sequence 101" in command(stack, "metering", "redeliver")
     system.settle()

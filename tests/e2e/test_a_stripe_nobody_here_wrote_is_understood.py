@@ -99,7 +99,7 @@ def row(system: System, name: str) -> tuple[Any, ...] | None:
 
 def counted(system: System, metric: str) -> float:
     """A counter of the door."""
-    text = httpx.get(f"{system.stack.service('api').url}/metrics", follow_redirects=True).text
+    text = httpx.get(f"{system.stack.service('api').operations_url}/metrics", follow_redirects=True).text
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(metric))
 
 

@@ -147,7 +147,9 @@ def test_planted_values_appear_nowhere(
     for name in WATCHED:
         service = system.stack.service(name)
         found[f"{name} log"] = service.log_path.read_bytes()
-        found[f"{name} metrics"] = httpx.get(f"{service.url}/metrics", follow_redirects=True).content
+        found[f"{name} metrics"] = httpx.get(
+            f"{service.operations_url}/metrics", follow_redirects=True
+        ).content
     found["spans"] = b"".join(exported)
     assert b"billing.set_aside" in found["billing log"]
     for where, content in found.items():

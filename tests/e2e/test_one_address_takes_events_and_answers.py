@@ -48,8 +48,9 @@ def test_the_sdk_works_with_one_endpoint(make_system: Callable[..., System]) -> 
         assert (refused.status_code, "windowSize" in refused.json()["detail"]) == (400, True)
         assert client.get(path, headers={"authorization": "Bearer kg_none"}).status_code == 401
         assert client.post("/api/v1/meters", json={}).status_code == 405
-        described = client.get("/openapi.json").json()["paths"]
-        own = httpx.get(f"{system.stack.reads.url}/openapi.json").json()["paths"]
+        door, reads = system.stack.service("api"), system.stack.reads
+        described = httpx.get(f"{door.operations_url}/openapi.json").json()["paths"]
+        own = httpx.get(f"{reads.operations_url}/openapi.json").json()["paths"]
         assert {*own} <= {*described}
         assert {*described["/api/v1/events"]} == {"get", "post"}
 

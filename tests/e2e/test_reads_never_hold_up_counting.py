@@ -59,7 +59,7 @@ def test_a_reads_process_that_stands_still_holds_up_nothing(make_system: Callabl
     headers = {"authorization": f"Bearer {system.stack.keys['acme']}"}
     answer = httpx.get(f"{reads.url}/api/v1/meters/llm_calls/query", headers=headers, timeout=30).json()
     assert [row["value"] for row in answer["data"]] == [300]
-    assert httpx.get(f"{reads.url}/health/ready").json()["service"] == "metering-reads"
+    assert httpx.get(f"{reads.operations_url}/health/ready").json()["service"] == "metering-reads"
     system.check_exact()
 
 

@@ -82,7 +82,7 @@ def test_running_services_tell_what_their_source_declares(stack: Stack) -> None:
     """Rule: names and labels, both ways."""
     told: dict[str, set[str]] = {}
     for service in EVERYTHING:
-        text = httpx.get(f"{stack.service(service).url}/metrics").raise_for_status().text
+        text = httpx.get(f"{stack.service(service).operations_url}/metrics").raise_for_status().text
         for family in text_string_to_metric_families(text):
             if family.name.startswith("kgents_") and not family.name.endswith("_created"):
                 name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -103,15 +103,29 @@ class Health:
         return Status.OK
 
 
-def routes(health: Health, registry: CollectorRegistry) -> list[BaseRoute]:
-    """`/health` (document), `/health/live`, `/health/ready`, `/metrics`, for every service alike."""
-
-    async def live(_: Request) -> Response:
-        return _json({"status": "ok"})
+def routes(health: Health) -> list[BaseRoute]:
+    """`/health`, `/health/live`, `/health/ready` for whoever reaches the port: the status alone."""
 
     async def ready(_: Request) -> Response:
         is_ready = health.is_ready()
-        return _json(health.document(), 200 if is_ready else 503)
+        return _json({"status": "ok" if is_ready else "down"}, 200 if is_ready else 503)
+
+    async def document(_: Request) -> Response:
+        status = health.document()["status"]
+        return _json({"status": status}, 503 if status is Status.DOWN else 200)
+
+    return [
+        Route("/health", document),
+        Route("/health/live", _live),
+        Route("/health/ready", ready),
+    ]
+
+
+def operations_routes(health: Health, registry: CollectorRegistry) -> list[BaseRoute]:
+    """The same with every probe's finding, and `/metrics`: for operators, on a port of their own."""
+
+    async def ready(_: Request) -> Response:
+        return _json(health.document(), 200 if health.is_ready() else 503)
 
     async def document(_: Request) -> Response:
         found = health.document()
@@ -122,11 +136,15 @@ def routes(health: Health, registry: CollectorRegistry) -> list[BaseRoute]:
 
     return [
         Route("/health", document),
-        Route("/health/live", live),
+        Route("/health/live", _live),
         Route("/health/ready", ready),
         Route("/metrics", metrics),
         Route("/metrics/", metrics),
     ]
+
+
+async def _live(_: Request) -> Response:
+    return _json({"status": "ok"})
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -18,10 +18,13 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 import uvloop
+from prometheus_client import CollectorRegistry
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from kgents_common.application import application
 from kgents_common.errors import ConfigurationError, KgentsError
-from kgents_common.health import Health
+from kgents_common.health import Health, operations_routes
 from kgents_common.http_server import HttpServer
 from kgents_common.settings import ServiceSettings
 from kgents_common.telemetry import Tracing, configure_logs
@@ -54,6 +57,8 @@ async def serve(
     app: ASGIApp,
     parts: Sequence[Part],
     tracing: Tracing,
+    registry: CollectorRegistry,
+    operations: Sequence[BaseRoute] = (),
     before_drain: Callable[[], Awaitable[None]] | None = None,
     stalled_seconds: float = 30,
 ) -> None:
@@ -61,6 +66,8 @@ async def serve(
 
     Args:
         parts: Started in this order, stopped in reverse.
+        registry: What `/metrics` tells, on the operators' port: it opens first and closes last.
+        operations: Routes of the service's own on that port.
         before_drain: Called once the port is closed, e.g. to end streams that would never end by themselves.
         stalled_seconds: How long a client may take nothing of its answer before its connection is cut.
 
@@ -80,6 +87,19 @@ async def serve(
         drain_seconds=(settings.drain_seconds - settings.drain_delay_seconds) * 0.6,
     )
     serving: asyncio.Task[None] | None = None
+    own = HttpServer(
+        application([*operations_routes(health, registry), *operations]),
+        stalled_seconds=stalled_seconds,
+        request_seconds=settings.request_seconds,
+        drain_seconds=1,
+        port_setting="KGENTS_OPERATIONS_PORT",
+    )
+    telling = asyncio.create_task(own.serve_at(settings.host, settings.operations_at), name="operations")
+    listens = asyncio.create_task(own.listens.wait())
+    await asyncio.wait({telling, listens}, return_when=asyncio.FIRST_COMPLETED)
+    listens.cancel()
+    if telling.done():
+        await telling
     try:
         for part in parts:
             begun.append(part)  # also one whose start fails, or is given up, has begun something
@@ -95,7 +115,7 @@ async def serve(
         await _until_ready(health, stop)
         serving = asyncio.create_task(server.serve_at(settings.host, settings.port), name="http")
         _settle_memory()
-        _log.info("service.started", port=settings.port)
+        _log.info("service.started", port=settings.port, operations_port=settings.operations_at)
         waiting = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -117,6 +137,8 @@ async def serve(
             await ending.step("http", functools.partial(_finished, serving))
         for left, part in zip(range(len(begun) - 1, -1, -1), reversed(begun), strict=True):
             await ending.step(type(part).__name__, part.stop, left=left)
+        own.should_exit = True
+        await ending.step("operations", functools.partial(_finished, telling))
         await ending.step("tracing", lambda: asyncio.to_thread(tracing.stop))
         _log.info("service.stopped", failed=ending.failed)
 

@@ -15,6 +15,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kgents_common.errors import ConfigurationError
+from kgents_common.masking import masked
+
+OPERATIONS_ABOVE = 1000
 
 
 class ServiceSettings(BaseSettings):
@@ -24,6 +27,13 @@ class ServiceSettings(BaseSettings):
 
     host: str = Field("0.0.0.0", validation_alias="KGENTS_HOST")  # noqa: S104 a pod listens on its address
     port: int = Field(8000, validation_alias="KGENTS_PORT", ge=0, le=65535)
+    operations_port: int | None = Field(
+        None,
+        validation_alias="KGENTS_OPERATIONS_PORT",
+        ge=0,
+        le=65535,
+        description="For operators: /metrics, health in full, /docs; None for a thousand above KGENTS_PORT",
+    )
     log_level: str = Field(
         "info", validation_alias="KGENTS_LOG_LEVEL", pattern="^(debug|info|warning|error)$"
     )
@@ -68,6 +78,13 @@ class ServiceSettings(BaseSettings):
             raise ValueError("KGENTS_DRAIN_DELAY_SECONDS must be less than KGENTS_DRAIN_SECONDS")
         return self
 
+    @property
+    def operations_at(self) -> int:
+        """The operators' port."""
+        if self.operations_port is not None:
+            return self.operations_port
+        return self.port + OPERATIONS_ABOVE if 0 < self.port <= 65535 - OPERATIONS_ABOVE else 0
+
     @classmethod
     def from_environment(cls, **overrides: Any) -> Self:
         """Read the environment.
@@ -91,19 +108,10 @@ class ServiceSettings(BaseSettings):
         shown: dict[str, str] = {}
         for name, value in self:
             if isinstance(value, tuple):
-                shown[name] = ",".join(_mask(str(item)) for item in value)
+                shown[name] = ",".join(masked(str(item)) for item in value)
             else:
-                shown[name] = _mask(str(value))
+                shown[name] = masked(str(value))
         return shown
-
-
-def _mask(value: str) -> str:
-    scheme, separator, rest = value.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not separator or not at:
-        return value
-    user = credentials.partition(":")[0]
-    return f"{scheme}://{user}:**********@{host}"
 
 
 def process_id() -> str:

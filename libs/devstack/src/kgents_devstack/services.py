@@ -34,6 +34,7 @@ class ServiceProcess(Server):
         super().__init__(directory)
         self.name = name
         self.port = port or free_port()
+        self.operations_port = free_port()
         self.environment = dict(environment)
         self._module = module or f"kgents_{name}"
         self._arguments = arguments
@@ -42,6 +43,11 @@ class ServiceProcess(Server):
     def url(self) -> str:
         """`http://127.0.0.1:<port>`."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def operations_url(self) -> str:
+        """The operators' port: `/metrics`, health in full, the api's `/docs`."""
+        return f"http://127.0.0.1:{self.operations_port}"
 
     def resident_bytes(self) -> int:
         """How much memory it holds."""
@@ -62,6 +68,7 @@ class ServiceProcess(Server):
             "PYTHONUNBUFFERED": "1",
             "KGENTS_HOST": "127.0.0.1",
             "KGENTS_PORT": str(self.port),
+            "KGENTS_OPERATIONS_PORT": str(self.operations_port),
             "KGENTS_INSTANCE": f"{self.name}-{self.port}",
             **self.environment,
         }

@@ -109,6 +109,11 @@ class Stack:
         """Stop all of it, services first; its directory stays."""
         self._started.close()
 
+    @property
+    def services(self) -> Sequence[ServiceProcess]:
+        """All that run."""
+        return tuple(self._services.values())
+
     def service(self, name: str) -> ServiceProcess:
         """A service of this stack."""
         return self._services[name]

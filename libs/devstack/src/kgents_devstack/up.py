@@ -116,9 +116,9 @@ def forget(stack: Stack) -> None:
 
 def what_to_try(stack: Stack, page: str) -> str:
     """Lines to copy and paste."""
-    api, metering = stack.service("api").url, stack.service("metering").url
-    reads = stack.reads.url
-    billing, backup = stack.service("billing").url, stack.service("backup").url
+    api, reads, billing = stack.service("api").url, stack.reads.url, stack.service("billing").url
+    of_api = stack.service("api").operations_url
+    health = "   ".join(f"{s.operations_url}/health" for s in stack.services)
     key = stack.keys["acme"]
     asks = (
         "billing asks Stripe with your STRIPE_API_KEY"
@@ -157,8 +157,8 @@ Stripe's webhooks, with Stripe's own command line ({asks})
 What may the tenant use?
   curl -s {billing}/v1/billing/entitlements -H "Authorization: Bearer $KEY"
 
-Contract and docs   {api}/docs
-Health              {api}/health   {metering}/health   {reads}/health   {billing}/health   {backup}/health
+Contract and docs   {of_api}/docs
+Health              {health}
 Metrics             the same with /metrics
 Backups             {stack.directory}/backups
 OpenMeter stand-in  {stack.openmeter.url}   (faults: PUT /_control/faults)

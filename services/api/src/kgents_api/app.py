@@ -106,6 +106,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     streams = _live(settings, authentication, reading, registry)
     heartbeats = Heartbeats.every(settings.heartbeat_seconds, settings.expected_workers)
     forward = UsageForward(settings.reads_url, registry) if settings.reads_url else None
+    system = Saas(document, heartbeats, clock)
     described = {
         **live.openapi_paths(),
         **saas.openapi_paths(),
@@ -117,12 +118,11 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         Route("/v1/events", events, methods=["POST"]),
         Route("/api/v1/events", ingest, methods=["POST"]),
         *live.routes(streams),
-        *health.routes(document, registry),
-        *saas.routes(Saas(document, heartbeats, clock)),
+        *health.routes(document),
+        *saas.routes(system, is_for_operators=False),
         *(sessions.routes(SessionDoor(authentication, kept, clock)) if kept else ()),
         *(stripe_webhooks.routes(webhooks) if webhooks else ()),
         *(usage.routes(forward) if forward else ()),
-        *openapi.routes(limits, described),
     ]
     app = Instrument(
         application(routes, {Refused: _refused}),
@@ -154,6 +154,8 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
             Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         ],
         tracing=tracing,
+        registry=registry,
+        operations=[*saas.routes(system, is_for_operators=True), *openapi.routes(limits, described)],
         before_drain=streams.drain,
         stalled_seconds=settings.stalled_client_seconds,
     )

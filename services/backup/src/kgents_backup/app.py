@@ -262,9 +262,11 @@ async def run_service(settings: BackupSettings) -> None:
     region = backup.region()
     if region is not None:
         parts.append(Loop("mirrors", lambda: watch_mirrors(region, backup.metrics)))
-    app = application(routes(health, backup.registry))
+    app = application(routes(health))
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
-    await serve(settings=settings, health=health, app=app, parts=parts, tracing=tracing)
+    await serve(
+        settings=settings, health=health, app=app, parts=parts, tracing=tracing, registry=backup.registry
+    )
 
 
 async def _inspect(inspection: Inspection, metrics: Metrics, standing: Standing) -> None:

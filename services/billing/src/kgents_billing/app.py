@@ -117,7 +117,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     grace = None if settings.grace_days is None else timedelta(days=settings.grace_days)
     app = application(
         [
-            *health.routes(document, registry),
+            *health.routes(document),
             *reads.routes(
                 reads.Reads(
                     Subscriptions(pool), keyring, clock, grace, livemode=settings.stripe_mode == "live"
@@ -150,7 +150,9 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
         worker,
     ]
     try:
-        await service.serve(settings=settings, health=document, app=app, parts=parts, tracing=tracing)
+        await service.serve(
+            settings=settings, health=document, app=app, parts=parts, tracing=tracing, registry=registry
+        )
     finally:
         if isinstance(leases, RedisLeases):
             await leases.close()

@@ -151,7 +151,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         side = read_side(settings, Keyring(settings.keyring_file, clock), registry, clock)
     app = application(
         [
-            *health.routes(document, registry),
+            *health.routes(document),
             *(side.routes if side else ()),
         ],
         reads.EXCEPTION_HANDLERS,
@@ -189,7 +189,9 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     if deliverer is not None:
         parts.append(deliverer)
     try:
-        await service.serve(settings=settings, health=document, app=app, parts=parts, tracing=tracing)
+        await service.serve(
+            settings=settings, health=document, app=app, parts=parts, tracing=tracing, registry=registry
+        )
     finally:
         if openmeter is not None:
             await openmeter.close()

@@ -119,13 +119,14 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     await service.serve(
         settings=settings,
         health=document,
-        app=application([*health.routes(document, registry), *side.routes], reads.EXCEPTION_HANDLERS),
+        app=application([*health.routes(document), *side.routes], reads.EXCEPTION_HANDLERS),
         parts=[
             connection,
             *side.parts(),
             Upkeep(Round("look", _look_round(side.pool, seen))),
             Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         ],
+        registry=registry,
         tracing=tracing,
     )
 

@@ -8,7 +8,6 @@ from kgents_common.dead_letters.commands import (
     discard_letter,
     list_letters,
     print_letter,
-    printable,
 )
 from kgents_common.dead_letters.letter import Burial, DeadLetter
 from kgents_common.dead_letters.mirror import Mirror
@@ -24,5 +23,4 @@ __all__ = [
     "discard_letter",
     "list_letters",
     "print_letter",
-    "printable",
 ]

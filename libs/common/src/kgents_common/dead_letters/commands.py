@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kgents_common import shown
 from kgents_common.dead_letters.letter import DeadLetter
 from kgents_common.dead_letters.table import DeadLetters
 
@@ -55,7 +56,8 @@ async def list_letters(letters: DeadLetters[Any], arguments: argparse.Namespace)
     for letter in found:
         _print(
             f"{letter.id:>8}  {letter.state:9}  {letter.code:18}  seq {letter.seq:<10}"
-            f"  {letter.stored_at:%Y-%m-%d %H:%M:%S}  {letter.subject}  {printable(letter.detail[:80])}"
+            f"  {letter.stored_at:%Y-%m-%d %H:%M:%S}  {shown.line(letter.subject)}"
+            f"  {shown.line(letter.detail[:80])}"
         )
     if not found:
         _print("none")
@@ -69,19 +71,19 @@ def print_letter(letter: DeadLetter, *beside: str) -> int:
         beside: The names of columns that only this schema has.
     """
     for name in (*_SHOWN, *beside):
-        _print(f"{name:10} {printable(str(getattr(letter, name)))}")
+        _print(f"{name:10} {shown.line(getattr(letter, name))}")
     for name in _SETTLED:
         if getattr(letter, name) is not None:
-            _print(f"{name:10} {printable(str(getattr(letter, name)))}")
+            _print(f"{name:10} {shown.line(getattr(letter, name))}")
     if letter.raw_subject is not None and bytes(letter.raw_subject) != letter.subject.encode():
         _print(f"{'as sent':10} {bytes(letter.raw_subject)!r}")
     for name, value in letter.header_map().items():
-        _print(f"header     {printable(name)}: {printable(value)}")
+        _print(f"header     {shown.line(name)}: {shown.line(value)}")
     if letter.raw_headers is not None and not letter.header_map():
         _print(f"headers    {bytes(letter.raw_headers)[:SHOWN_BODY_BYTES]!r}")
     body = bytes(letter.body)
     _print(f"body       {len(body)} bytes")
-    _print(printable(body[:SHOWN_BODY_BYTES].decode(errors="backslashreplace")))
+    _print(shown.body(body[:SHOWN_BODY_BYTES]))
     return 0
 
 
@@ -90,11 +92,6 @@ async def discard_letter(letters: DeadLetters[Any], arguments: argparse.Namespac
     await letters.settle(arguments.id, state="discarded", reason=arguments.reason)
     _print(f"dead letter {arguments.id} is discarded")
     return 0
-
-
-def printable(text: str) -> str:
-    """For a terminal: what is not printable is shown as an escape, so no message can steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print(line: str) -> None:

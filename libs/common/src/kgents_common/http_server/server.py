@@ -29,6 +29,10 @@ class HttpServer(uvicorn.Server):
         request_seconds: How long a request may take to come whole.
         drain_seconds: How long requests may take to end once it stops.
         limits: What clients may hold.
+        port_setting: What an operator sets to choose another port.
+
+    Attributes:
+        listens: Set once the port is had.
     """
 
     server_state: State
@@ -41,6 +45,7 @@ class HttpServer(uvicorn.Server):
         request_seconds: float,
         drain_seconds: float,
         limits: Limits | None = None,
+        port_setting: str = "KGENTS_PORT",
     ) -> None:
         waits = {"stalled_seconds": stalled_seconds, "request_seconds": request_seconds}
         super().__init__(
@@ -65,6 +70,8 @@ class HttpServer(uvicorn.Server):
         self.bounds = Bounds(limits or Limits(), proxies)
         self.server_state = State(self.bounds)
         self._listening: socket.socket | None = None
+        self._port_setting = port_setting
+        self.listens = asyncio.Event()
 
     async def serve_at(self, host: str, port: int) -> None:
         """Serve until told to exit.
@@ -77,11 +84,13 @@ class HttpServer(uvicorn.Server):
             listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
             raise ConfigurationError(
-                f"the port {port} cannot be served: {error.strerror}", hint="set KGENTS_PORT to a free one"
+                f"the port {port} cannot be served: {error.strerror}",
+                hint=f"set {self._port_setting} to a free one",
             ) from error
         listening.setblocking(False)
         # A second handle: the server closes its own while the kernel may still hold connections for it.
         self._listening = listening.dup()
+        self.listens.set()
         await self.serve([listening])
 
     @contextmanager

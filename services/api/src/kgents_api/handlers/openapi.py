@@ -96,21 +96,6 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
             "/health": {"get": _health("health", "How this process does")},
             "/health/live": {"get": _health("live", "Whether this process runs")},
             "/health/ready": {"get": _health("ready", "Whether to send work here")},
-            "/metrics": {
-                "get": {
-                    "operationId": "metrics",
-                    "summary": "Prometheus metrics",
-                    "responses": {
-                        "200": {
-                            "description": "Text or OpenMetrics, as asked for.",
-                            "content": {
-                                "text/plain": {"schema": {"type": "string"}},
-                                "application/openmetrics-text": {"schema": {"type": "string"}},
-                            },
-                        }
-                    },
-                }
-            },
         },
         "components": {
             "securitySchemes": {

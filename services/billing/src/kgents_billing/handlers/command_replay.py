@@ -24,6 +24,7 @@ from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Committed, Store, Subscriptions
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.store.owners import Owners
+from kgents_common import shown
 from kgents_common.clock import SystemClock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import PermanentError
@@ -104,7 +105,7 @@ async def _again(
     if arguments.dry_run:
         count = 0
         async for one in _bounded(chosen, arguments.limit):
-            print(f"  {one.label}")
+            print(f"  {shown.line(one.label)}")
             count += 1
         print(f"{count} events")
         return 0
@@ -153,7 +154,7 @@ async def _from_stripe(arguments: argparse.Namespace, tools: Tools, choice: Choi
             continue
         chosen += 1
         if arguments.dry_run:
-            print(f"  {event.created_at:%Y-%m-%d %H:%M:%S}  {event.type}  {event.id}")
+            print(f"  {event.created_at:%Y-%m-%d %H:%M:%S}  {shown.line(event.type)}  {shown.line(event.id)}")
         else:
             stored += await poll.offer(event, raw)
         if arguments.limit is not None and chosen >= arguments.limit:
@@ -174,7 +175,7 @@ async def _reconcile(arguments: argparse.Namespace, tools: Tools) -> int:
         found = await survey.run()
         print(f"{found.healed} subscriptions were otherwise and are mended")
         for name, why in (found.unmapped | found.unreadable).items():
-            print(f"  {name}  left: {why}")
+            print(f"  {shown.line(name)}  left: {shown.line(why)}")
         return 1 if found.unmapped or found.unreadable else 0
     return 0
 

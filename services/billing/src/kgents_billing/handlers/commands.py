@@ -16,7 +16,7 @@ from kgents_billing.metrics import Metrics
 from kgents_billing.settings import BillingSettings
 from kgents_billing.sinks.store import Letters, Store
 from kgents_billing.sinks.stripe_api import StripeApi
-from kgents_common import database
+from kgents_common import database, shown
 from kgents_common.clock import SystemClock
 from kgents_common.crash import CrashPoints
 from kgents_common.dead_letters import add_dead_commands, discard_letter, list_letters, print_letter
@@ -109,9 +109,10 @@ async def _quarantine(arguments: argparse.Namespace, tools: Tools) -> int:
     found = await tools.letters.waiting(arguments.limit)
     for one in found:
         print(
-            f"{one.event_id:30}  {one.type:40}  {one.reason:16}  since {one.first_at:%Y-%m-%d %H:%M:%S}"
-            f"  {one.tries} tries  customer {one.customer or '-'}"
-            + (f"  named {one.named}" if one.named else "")
+            f"{shown.line(one.event_id):30}  {shown.line(one.type):40}  {one.reason:16}"
+            f"  since {one.first_at:%Y-%m-%d %H:%M:%S}  {one.tries} tries"
+            f"  customer {shown.line(one.customer or '-')}"
+            + (f"  named {shown.line(one.named)}" if one.named else "")
         )
     if not found:
         print("none")

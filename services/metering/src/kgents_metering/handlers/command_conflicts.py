@@ -8,6 +8,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_common import shown
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger.conflicts import Conflicts
 
@@ -37,8 +38,8 @@ async def _list(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) 
     )
     for one in found:
         print(
-            f"{one.id:>8}  seq {one.seq:<10}  {one.at:%Y-%m-%d %H:%M:%S}  {one.tenant}  {one.source}"
-            f"  {one.ce_id}  counted: seq {one.counted_seq}"
+            f"{one.id:>8}  seq {one.seq:<10}  {one.at:%Y-%m-%d %H:%M:%S}  {one.tenant}"
+            f"  {shown.line(one.source)}  {shown.line(one.ce_id)}  counted: seq {one.counted_seq}"
         )
     if not found:
         print("none")
@@ -48,18 +49,13 @@ async def _list(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) 
 async def _show(arguments: argparse.Namespace, _: MeteringSettings, pool: Pool) -> int:
     one = await Conflicts(pool).get(arguments.id)
     for name in ("id", "tenant", "source", "ce_id", "epoch", "seq", "stored_at", "at"):
-        print(f"{name:10} {getattr(one, name)}")
+        print(f"{name:10} {shown.line(getattr(one, name))}")
     body = bytes(one.body)
     print(f"body       {len(body)} bytes")
-    print(printable(body[:SHOWN_BODY_BYTES]))
-    print(f"counted    seq {one.counted_seq} of {one.counted_epoch}: {one.counted_type}, {one.counted_time}")
-    print(printable(one.counted_data.encode()[:SHOWN_BODY_BYTES]))
-    return 0
-
-
-def printable(text: bytes) -> str:
-    """For a terminal: what is not printable is shown as an escape, so no message can steer the terminal."""
-    decoded = text.decode(errors="backslashreplace")
-    return "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in decoded
+    print(shown.body(body[:SHOWN_BODY_BYTES]))
+    print(
+        f"counted    seq {one.counted_seq} of {one.counted_epoch}:"
+        f" {shown.line(one.counted_type)}, {one.counted_time}"
     )
+    print(shown.body(one.counted_data.encode()[:SHOWN_BODY_BYTES]))
+    return 0

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from kgents_common import database, streams
+from kgents_common import database, shown, streams
 from kgents_common.clock import SystemClock
 from kgents_common.connection import Connection
 from kgents_common.dead_letters import (
@@ -149,7 +149,7 @@ async def _refused_list(arguments: argparse.Namespace, _: MeteringSettings, pool
     for row in rows:
         print(
             f"{row.n:>10}  {row.tenant}  {row.type}  {row.time:%Y-%m-%d %H:%M:%S}"
-            f"  {row.last_code}  {row.last_detail}"
+            f"  {row.last_code}  {shown.line(row.last_detail)}"
         )
     if not rows:
         print("none")

@@ -11,13 +11,12 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from kgents_common import shown
 from kgents_metering.model.measure import as_text
 from kgents_metering.model.query import Query
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads import Answer, ListedEvent, Row
 
-# OWASP, "CSV Injection": what a spreadsheet may evaluate.
-_FORMULA = frozenset("=+-@\t\r")
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
@@ -124,14 +123,9 @@ def _csv_line(query: Query, tenant: str) -> Callable[[Row], list[str]]:
         f"{row.start:%Y-%m-%dT%H:%M:%SZ}",
         f"{row.end:%Y-%m-%dT%H:%M:%SZ}",
         *subject,
-        *(_cell(row.groups[key]) for key in query.group_by),
+        *(shown.cell(row.groups[key]) for key in query.group_by),
         f"{_number(row.value):f}",
     ]
-
-
-def _cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: what begins like one gets an apostrophe in front."""
-    return f"'{text}" if text[:1] in _FORMULA else text
 
 
 def _csv_lines(lines: Sequence[Sequence[str]]) -> bytes:
