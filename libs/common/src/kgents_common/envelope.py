@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, auto
@@ -122,22 +122,25 @@ def _digest(*parts: bytes) -> bytes:
 def read(
     body: bytes | msgspec.Raw,
     *,
-    tenant: str,
+    tenant: str | Tenants,
     now: datetime,
     place: str = "",
     max_future: timedelta = MAX_FUTURE,
     agent: str | None = None,
+    sources: Collection[str] = (),
     as_stored: bool = False,
 ) -> Envelope:
     """Check one structured CloudEvent and set its subject to `tenant` and, where absent, its time to `now`.
 
     Args:
         body: The JSON text.
-        tenant: Whose it is, from credentials or from the NATS subject; a different `subject` is refused.
+        tenant: Whose it is, from credentials or from the NATS subject; a different `subject` is refused. Or
+            which tenants it may be of: then its `subject` must name one of them.
         now: The moment of receipt, aware, in UTC.
         place: What to put before a field's name in a violation, e.g. `[3].`.
         max_future: How far ahead of `now` a time may be.
         agent: The only agent it may be from, set as the attribute `agent`; None where any may be named.
+        sources: The only sources it may have; empty for any.
         as_stored: It is in the stream already: take too what doors took before the rules of `scalars` (an
             escaped U+0000, integers beyond float64, longer exponents, any bytes in extensions), as far as it
             can be counted. What was acknowledged once is never set aside by a newer release.
@@ -157,6 +160,7 @@ def read(
         place=place,
         max_future=max_future,
         agent=agent,
+        sources=sources,
         as_stored=as_stored,
     )
 
@@ -165,11 +169,12 @@ def _check(
     attributes: dict[str, msgspec.Raw],
     body: bytes | msgspec.Raw,
     *,
-    tenant: str,
+    tenant: str | Tenants,
     now: datetime,
     place: str,
     max_future: timedelta = MAX_FUTURE,
     agent: str | None = None,
+    sources: Collection[str] = (),
     as_stored: bool = False,
 ) -> Envelope:
     wrong: list[Violation] = []
@@ -210,8 +215,8 @@ def _check(
         fail("type", f"must not begin with '{RESERVED_TYPES}': such events are the system's own")
     content_type = _optional(attributes, "datacontenttype")
     if content_type is not None:
-        named = text("datacontenttype", 256)
-        if named and not http_binding.is_json(named):
+        media_type = text("datacontenttype", 256)
+        if media_type and not http_binding.is_json(media_type):
             fail("datacontenttype", f"must be {http_binding.JSON_RULE}")
     if _optional(attributes, "dataschema") is not None:
         text("dataschema", MAX_SCHEMA_CHARACTERS)
@@ -230,15 +235,26 @@ def _check(
     data = _data(attributes, fail, as_stored=as_stored)
 
     foreign = 0
-    if _optional(attributes, "subject") is not None:
+    if not isinstance(tenant, str):
+        named = text("subject", 64)
+        if named and not subjects.is_tenant(named):
+            fail("subject", f"must be {subjects.TENANT_RULE}")
+        elif named and not tenant.allows(named):
+            foreign += 1
+            fail("subject", "must be one of the tenants of the credentials")
+        tenant = named
+    elif _optional(attributes, "subject") is not None:
         subject = text("subject", 64)
         if subject and subject != tenant:
             foreign += 1
             fail("subject", "must be the tenant of the credentials, or absent")
+    if sources and source and source not in sources:
+        foreign += 1
+        fail("source", "must be one of the session's")
     names_agent = _optional(attributes, AGENT) is not None
     if agent is not None and names_agent:
-        named = text(AGENT, MAX_AGENT_CHARACTERS)
-        if named and named != agent:
+        speaker = text(AGENT, MAX_AGENT_CHARACTERS)
+        if speaker and speaker != agent:
             foreign += 1
             fail(AGENT, "must be the agent of the session, or absent")
     if wrong:
@@ -317,7 +333,13 @@ def _data(attributes: Mapping[str, msgspec.Raw], fail: _Fail, *, as_stored: bool
 
 
 def read_batch(
-    body: bytes, *, tenant: str, now: datetime, limit: int, agent: str | None = None
+    body: bytes,
+    *,
+    tenant: str | Tenants,
+    now: datetime,
+    limit: int,
+    agent: str | None = None,
+    sources: Collection[str] = (),
 ) -> list[Envelope]:
     """Check a JSON array of CloudEvents; all are good or none is taken.
 
@@ -338,7 +360,9 @@ def read_batch(
     statuses: set[int] = set()
     for index, item in enumerate(items):
         try:
-            envelopes.append(read(item, tenant=tenant, now=now, place=f"[{index}].", agent=agent))
+            envelopes.append(
+                read(item, tenant=tenant, now=now, place=f"[{index}].", agent=agent, sources=sources)
+            )
         except EnvelopeError as error:
             wrong.extend(error.violations)
             statuses.add(error.status)
@@ -348,7 +372,13 @@ def read_batch(
 
 
 def read_binary(
-    headers: Mapping[str, str], body: bytes, *, tenant: str, now: datetime, agent: str | None = None
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    tenant: str | Tenants,
+    now: datetime,
+    agent: str | None = None,
+    sources: Collection[str] = (),
 ) -> Envelope:
     """Check an event in the HTTP binding's binary mode: attributes as `ce-` headers, the body as its data.
 
@@ -369,10 +399,17 @@ def read_binary(
     attributes["datacontenttype"] = msgspec.Raw(b'"application/json"')
     if body.strip():
         attributes["data"] = msgspec.Raw(body.strip())
-    envelope = _check(attributes, b"", tenant=tenant, now=now, place="", agent=agent)
+    envelope = _check(attributes, b"", tenant=tenant, now=now, place="", agent=agent, sources=sources)
     if envelope.body:
         return envelope
     return msgspec.structs.replace(envelope, body=_ENCODER.encode(attributes))
+
+
+class Tenants(Protocol):
+    """The tenants of credentials that have several."""
+
+    def allows(self, tenant: str, /) -> bool:
+        """Whether an event may be this tenant's."""
 
 
 class _Fail(Protocol):

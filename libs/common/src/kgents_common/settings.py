@@ -65,6 +65,11 @@ class ServiceSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$",
         description="Answers come to `<prefix>.…`; a NATS user of one service may hear no other's",
     )
+    keyring_uses_directory: Path | None = Field(
+        None,
+        validation_alias="KGENTS_KEYRING_USES_DIRECTORY",
+        description="Where it is kept when a key was last used, shared by services; None for nowhere",
+    )
     otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
 
     @field_validator("nats_servers", mode="before")

@@ -200,6 +200,7 @@ class Stack:
             "OPENMETER_BASE_URL": self.openmeter.url,
             "OPENMETER_API_KEY": self.openmeter.token,
             "KGENTS_KEYRING_FILE": str(self.keyring_file),
+            "KGENTS_KEYRING_USES_DIRECTORY": str(self.directory / "key-uses"),
             "KGENTS_METERS_FILE": str(self.meters_file),
             "KGENTS_BACKUP_DIRECTORY": str(self.directory / "backups"),
             "STRIPE_WEBHOOK_SECRETS": ",".join(

@@ -37,7 +37,7 @@ from kgents_common.application import application
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.health import Check, Health, Heartbeat, Status
-from kgents_common.keyring import Keyring
+from kgents_common.keyring import open_keyring
 from kgents_common.publisher import MessageIds, Publisher, Spool, SpoolingPublisher
 from kgents_common.resilience import CircuitBreaker, CircuitState
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
@@ -63,7 +63,8 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         SharedRedis(settings.redis_url, on_change=metrics.redis_circuit.set) if settings.redis_url else None
     )
     kept = RedisSessions(redis) if redis else None
-    authentication = Authentication(Keyring(settings.keyring_file, clock), clock, kept)
+    keys = open_keyring(settings, settings.keyring_file, clock)
+    authentication = Authentication(keys, clock, kept)
     connection = Connection(settings, name="kgent-api")
     # What is read for others comes over a connection of its own: it can hold up no publish.
     reading = Connection(settings, name="kgent-api-reading")
@@ -95,6 +96,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     document.useful["live"] = lambda: health.up(reading.is_reading)
     fill = StreamFill(connection, registry, clock)
     document.useful["streams"] = fill.check
+    document.needed["keys"] = keys.check
     document.useful["redis"] = lambda: health.circuit(redis.breaker if redis else None)
     limiter = _limiter(settings, redis, metrics, clock)
     share = FairShare(settings.max_held_bytes)

@@ -32,7 +32,7 @@ from kgents_common.dead_letters import Mirror
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
-from kgents_common.keyring import Keyring
+from kgents_common.keyring import open_keyring
 from kgents_common.publisher import Publisher
 from kgents_common.resilience import CircuitBreaker
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
@@ -72,7 +72,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
         ConfigurationError: The keyring or the database's durability is not fit to start with.
     """
     clock = clock or SystemClock()
-    keyring = Keyring(settings.keyring_file, clock)
+    keyring = open_keyring(settings, settings.keyring_file, clock)
     crash_points = CrashPoints(settings.crash_at)
     registry = new_registry()
     metrics = Metrics(registry)
@@ -107,6 +107,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
 
     document = Health("billing", settings.instance)
     document.needed["consumer"] = watchdog.check
+    document.useful["keys"] = keyring.check
     document.needed["nats"] = lambda: up(connection.is_reading)
     postgres = {"is_up": True}
     document.needed["postgres"] = lambda: up(postgres["is_up"])

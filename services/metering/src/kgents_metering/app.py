@@ -18,7 +18,7 @@ from kgents_common.crash import CrashPoints
 from kgents_common.dead_letters import DeadLetter, DeadLetters, Mirror
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, circuit, up
-from kgents_common.keyring import Keyring
+from kgents_common.keyring import open_keyring
 from kgents_common.publisher import Publisher
 from kgents_common.settings import process_id
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
@@ -148,7 +148,9 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
 
     side = None
     if settings.role == "all":
-        side = read_side(settings, Keyring(settings.keyring_file, clock), registry, clock)
+        keys = open_keyring(settings, settings.keyring_file, clock)
+        document.useful["keys"] = keys.check
+        side = read_side(settings, keys, registry, clock)
     app = application(
         [
             *health.routes(document),

@@ -15,7 +15,7 @@ from kgents_common.clock import Clock
 from kgents_common.connection import Connection
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, up
-from kgents_common.keyring import Keyring
+from kgents_common.keyring import Keyring, open_keyring
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_metering.handlers import conflicts, meter_door, reads
@@ -109,10 +109,12 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     """
     registry = new_registry()
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
-    side = read_side(settings, Keyring(settings.keyring_file, clock), registry, clock)
+    keys = open_keyring(settings, settings.keyring_file, clock)
+    side = read_side(settings, keys, registry, clock)
     connection = Connection(settings, name="kgent-metering-reads")
     document = Health(SERVICE, settings.instance)
     seen = {"postgres": False, "schema": False}
+    document.needed["keys"] = keys.check
     document.needed["postgres"] = lambda: up(seen["postgres"])
     document.needed["schema"] = lambda: up(seen["schema"], "" if seen["schema"] else "the writer migrates it")
     document.useful["nats"] = lambda: up(connection.is_connected)

@@ -12,7 +12,7 @@ from kgents_api.model.failures import FailureCounts
 from kgents_api.model.sessions import Sessions
 from kgents_common.clock import Clock
 from kgents_common.errors import TransientError
-from kgents_common.keyring import KeyRecord, presented
+from kgents_common.keyring import KeyRecord, KeysUnavailableError, presented
 
 FAILURES_A_MINUTE = 100
 MAX_CALLERS = 4096
@@ -76,7 +76,10 @@ class Authentication:
         return found
 
     def _by_key(self, key: str) -> Caller | None:
-        record = self._keyring.find(key)
+        try:
+            record = self._keyring.find(key)
+        except KeysUnavailableError:
+            raise _keys_unavailable() from None
         return None if record is None else _caller(record)
 
     async def _by_session(self, token: str) -> Caller | None:
@@ -89,13 +92,28 @@ class Authentication:
             raise sessions_unavailable() from None
         if session is None or not session.is_opened_by(token):
             return None
-        return session.caller(self._keyring.by_id(session.key_id), self._clock.now())
+        try:
+            key = self._keyring.by_id(session.key_id)
+        except KeysUnavailableError:
+            raise _keys_unavailable() from None
+        return session.caller(key, self._clock.now())
 
 
 # Keys are revoked and made anew for as long as this process runs.
 @lru_cache(maxsize=MAX_CALLERS)
 def _caller(record: KeyRecord) -> Caller:
-    return Caller(record.tenant, frozenset(record.scopes), record.id)
+    several = record if record.is_wide else None
+    return Caller(record.tenant, frozenset(record.scopes), record.id, tenants=several)
+
+
+def _keys_unavailable() -> Refused:
+    """503: what was known of keys is too old to be trusted."""
+    return Refused(
+        503,
+        "no credentials can be looked up now",
+        reason="keys_unavailable",
+        headers={"retry-after": "5"},
+    )
 
 
 def sessions_unavailable() -> Refused:

@@ -73,37 +73,59 @@ class Events:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
         caller = await self._authentication.caller(headers, "events:write", address=address_of(scope))
-        if self._limiter is not None:
+        if self._limiter is not None and caller.tenants is None:
             refusal = self._limiter.refusal(caller.tenant)
             if refusal is not None:  # before its body is read: it costs next to nothing
                 raise _too_fast(refusal)
         most = body_limit(headers, self._limits)
         size = expected_size(headers, most)
-        if not self._share.enter(caller.tenant, size):
+        if not self._share.enter(caller.owner, size):
             raise _too_much()
         try:
             body = await read_body(receive, headers, most)
             events = read_events(headers, body, caller=caller, now=self._clock.now(), limits=self._limits)
-            response = await self._stored(caller.tenant, events, headers)
+            response = await self._stored(events, headers)
         finally:
-            self._share.leave(caller.tenant, size)
+            self._share.leave(caller.owner, size)
         await response(scope, receive, send)
 
-    async def _stored(self, tenant: str, events: list[Envelope], headers: dict[str, str]) -> Response:
+    async def _stored(self, events: list[Envelope], headers: dict[str, str]) -> Response:
         if self._limiter is None:
             return self._answer(await store(self._sink, events, trace_headers(headers)))
-        size = sum(len(event.body) for event in events)
-        told = await self._limiter.take(tenant, len(events), size)
-        if not told.verdict.allowed:
-            raise _too_fast(told)
+        spent, told = await self._spend(self._limiter, events)
         try:
             receipts = await store(self._sink, events, trace_headers(headers))
         except Refused:  # what is not stored costs nothing; what of it is, is recognised when it comes again
-            self._limiter.give_back(tenant, len(events), size)
+            _give_back(self._limiter, spent)
             raise
         response = self._answer(receipts)
         response.raw_headers.extend((name.encode(), value.encode()) for name, value in _limit_headers(told))
         return response
+
+    async def _spend(self, limiter: TenantLimits, events: list[Envelope]) -> tuple[_Spent, Told]:
+        """Spend what the events cost each of their tenants, nearly always one: all of it, or none."""
+        costs: dict[str, tuple[int, int]] = {}
+        for event in events:
+            count, size = costs.get(event.tenant, (0, 0))
+            costs[event.tenant] = count + 1, size + len(event.body)
+        spent: _Spent = []
+        told: Told | None = None
+        for tenant, (count, size) in costs.items():
+            told = await limiter.take(tenant, count, size)
+            if not told.verdict.allowed:
+                _give_back(limiter, spent)
+                raise _too_fast(told, tenant if len(costs) > 1 else "your tenant")
+            spent.append((tenant, count, size))
+        assert told is not None  # noqa: S101 a request has at least one event
+        return spent, told
+
+
+_Spent = list[tuple[str, int, int]]
+
+
+def _give_back(limiter: TenantLimits, spent: _Spent) -> None:
+    for tenant, count, size in spent:
+        limiter.give_back(tenant, count, size)
 
 
 def _limit_headers(told: Told) -> list[tuple[str, str]]:
@@ -117,11 +139,11 @@ def _limit_headers(told: Told) -> list[tuple[str, str]]:
     ]
 
 
-def _too_fast(told: Told) -> Refused:
+def _too_fast(told: Told, who: str = "your tenant") -> Refused:
     wait = max(1, ceil(told.verdict.reset_seconds))
     return Refused(
         429,
-        f"your tenant {told.limit.says}; come back in {wait} s",
+        f"{who} {told.limit.says}; come back in {wait} s",
         reason="rate_limited",
         headers={"retry-after": str(wait), **dict(_limit_headers(told))},
     )

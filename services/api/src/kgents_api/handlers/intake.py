@@ -38,19 +38,25 @@ def read_events(
         Refused: 400, 403, 413 or 415, naming every wrong field.
     """
     kind = media_type(headers)
-    tenant, agent = caller.tenant, caller.agent
+    tenant, agent, sources = caller.tenants or caller.tenant, caller.agent, caller.sources
     try:
         if kind == envelope.STRUCTURED:
-            events = [envelope.read(body, tenant=tenant, now=now, agent=agent)]
+            events = [envelope.read(body, tenant=tenant, now=now, agent=agent, sources=sources)]
         elif kind == envelope.BATCH:
-            events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events, agent=agent)
+            events = envelope.read_batch(
+                body, tenant=tenant, now=now, limit=limits.batch_events, agent=agent, sources=sources
+            )
         elif "ce-specversion" in headers and kind in (JSON, ""):
             # Without a content type the data is JSON (CloudEvents 1.0 section 3.1.1, datacontenttype).
-            events = [envelope.read_binary(headers, body, tenant=tenant, now=now, agent=agent)]
+            events = [
+                envelope.read_binary(headers, body, tenant=tenant, now=now, agent=agent, sources=sources)
+            ]
         elif kind == JSON and body.lstrip()[:1] == b"[":
-            events = envelope.read_batch(body, tenant=tenant, now=now, limit=limits.batch_events, agent=agent)
+            events = envelope.read_batch(
+                body, tenant=tenant, now=now, limit=limits.batch_events, agent=agent, sources=sources
+            )
         elif kind == JSON:
-            events = [envelope.read(body, tenant=tenant, now=now, agent=agent)]
+            events = [envelope.read(body, tenant=tenant, now=now, agent=agent, sources=sources)]
         else:
             raise Refused(
                 415,
@@ -71,8 +77,8 @@ def read_events(
 
 
 def _refusal(error: EnvelopeError) -> Refused:
-    is_tenant = any(violation.field.endswith("subject") for violation in error.violations)
-    foreign = "foreign_tenant" if is_tenant else "foreign_agent"
+    fields = {violation.field.rpartition(".")[2] for violation in error.violations}
+    foreign = "foreign_tenant" if "subject" in fields else "foreign_agent"
     reason = {403: foreign, 413: "too_large"}.get(error.status, "invalid_event")
     count = len(error.violations)
     return Refused(

@@ -24,7 +24,9 @@ from kgents_api.handlers.live_tails import Tails
 from kgents_api.handlers.refusal import Refused, described
 from kgents_api.handlers.request import address_of, headers_of
 from kgents_api.model import live
+from kgents_api.model.caller import Caller
 from kgents_api.model.live import EventLog, Place, Tail, TypeFilter
+from kgents_common import subjects
 from kgents_common.errors import EnvelopeError, TransientError
 
 PATH = "/v1/events/stream"
@@ -76,7 +78,8 @@ class Live:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
-        tenant = (await self._authentication.caller(headers, SCOPE, address=address_of(scope))).tenant
+        caller = await self._authentication.caller(headers, SCOPE, address=address_of(scope))
+        tenant = _tenant(scope, caller)
         after, wanted = _asked(scope, headers)
         if scope["method"] == "HEAD":
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
@@ -90,7 +93,7 @@ class Live:
             wanted=wanted,
             log=self._log,
             turns=(group.turn, self._turn),
-            may_stay=lambda: self._may_stay(headers),
+            may_stay=lambda: self._may_stay(headers, tenant),
             metrics=self._metrics,
             heartbeat_seconds=self._limits.heartbeat_seconds,
         )
@@ -163,13 +166,29 @@ class Live:
             self._metrics.clients.dec()
             self._metrics.ended.labels(reason).inc()
 
-    async def _may_stay(self, headers: Mapping[str, str]) -> bool:
+    async def _may_stay(self, headers: Mapping[str, str], tenant: str) -> bool:
         """Whether the credentials are still good; where that cannot be known, they were."""
         try:
-            await self._authentication.caller(headers, SCOPE)
+            caller = await self._authentication.caller(headers, SCOPE)
         except Refused as refusal:
             return refusal.response.status_code not in (401, 403)
-        return True
+        return caller.may_be(tenant)
+
+
+def _tenant(scope: Scope, caller: Caller) -> str:
+    """Whose events: the caller's own tenant's, or the one that `subject` names for a key of several.
+
+    Raises:
+        Refused: 400 without one, 403 for another's.
+    """
+    if caller.tenants is None:
+        return caller.tenant
+    named = parse_qs(scope["query_string"].decode("latin-1")).get("subject", [])
+    if len(named) != 1:
+        raise Refused(400, "subject: a key of several tenants names one of them", reason="invalid")
+    if not caller.may_be(named[0]) or not subjects.is_tenant(named[0]):
+        raise Refused(403, "subject: not one of the tenants of these credentials", reason="foreign_tenant")
+    return named[0]
 
 
 def _asked(scope: Scope, headers: Mapping[str, str]) -> tuple[Place | None, TypeFilter]:
@@ -195,9 +214,9 @@ def routes(door: Live) -> list[BaseRoute]:
 def openapi_paths() -> dict[str, Any]:
     """The stream in the OpenAPI document."""
     refused = {
-        "400": "Last-Event-ID or a type is not one.",
+        "400": "Last-Event-ID or a type is not one, or a key of several tenants comes without a subject.",
         "401": "No credentials, or unknown ones.",
-        "403": "The credentials lack the scope events:read.",
+        "403": "The credentials lack the scope events:read, or are not of the subject's tenant.",
         "429": "Too many unknown credentials from this address.",
         "503": "Too many streams, or the stream cannot be read now: come back after Retry-After.",
     }

@@ -18,6 +18,7 @@ from kgents_api.handlers.refusal import Refused, described
 from kgents_api.handlers.request import address_of, headers_of, media_type, read_body
 from kgents_api.model import sessions
 from kgents_api.model.sessions import AGENT_PATTERN, Sessions
+from kgents_common import subjects
 from kgents_common.clock import Clock
 from kgents_common.errors import TransientError, Violation
 
@@ -37,6 +38,14 @@ class NewSession(msgspec.Struct, forbid_unknown_fields=True):
     scopes: Annotated[
         tuple[Literal["events:read", "events:write"], ...] | None,
         Meta(description="Some of the key's; all of these two that it has where absent"),
+    ] = None
+    tenant: Annotated[
+        str | None,
+        Meta(description="Of which tenant: for a key of several, which must name one", max_length=64),
+    ] = None
+    sources: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...] | None,
+        Meta(description="The only sources that its events may have", min_length=1, max_length=100),
     ] = None
 
 
@@ -71,8 +80,20 @@ class SessionDoor:
         scopes = allowed if asked.scopes is None else frozenset(asked.scopes)
         if not scopes or not scopes <= allowed:
             raise Refused(403, "a session cannot have a scope that its key lacks", reason="forbidden")
+        tenant = asked.tenant if asked.tenant is not None else caller.tenant
+        if not tenant:
+            raise _wrong("tenant", "is required with a key of several tenants")
+        if not caller.may_be(tenant) or not subjects.is_tenant(tenant):
+            raise Refused(403, "these credentials are not of this tenant", reason="foreign_tenant")
         lifetime = timedelta(seconds=asked.ttl_seconds)
-        token, session = sessions.mint(caller, asked.agent, scopes, self._clock.now() + lifetime)
+        token, session = sessions.mint(
+            caller,
+            asked.agent,
+            scopes,
+            self._clock.now() + lifetime,
+            tenant=tenant,
+            sources=asked.sources or (),
+        )
         try:
             await self._sessions.keep(session, lifetime)
         except TransientError:
@@ -94,7 +115,7 @@ class SessionDoor:
             raise Refused(403, f"these credentials lack the scope {SCOPE}", reason="forbidden")
         try:
             found = await self._sessions.find(session_id) if sessions.is_id(session_id) else None
-            if found is None or found.tenant != caller.tenant:
+            if found is None or not caller.may_be(found.tenant):
                 raise Refused(404, "there is no such session, or none any more", reason="no_session")
             await self._sessions.end(session_id)
         except TransientError:

@@ -14,6 +14,9 @@ class Caller:
 
     Attributes:
         credential: The id of the key or session, for a log.
+        tenant: Whose it is; empty for a key of several tenants.
+        tenants: A key of several tenants, which knows them; None for any other.
+        sources: The only sources of a session's events; empty for any.
         agent: The one agent of a session; None for a key, which may speak for any.
     """
 
@@ -21,6 +24,17 @@ class Caller:
     scopes: frozenset[str]
     credential: str
     agent: str | None = None
+    tenants: KeyRecord | None = None
+    sources: tuple[str, ...] = ()
+
+    @property
+    def owner(self) -> str:
+        """Whose share of this process its requests take: its tenant's, or its own for a key of several."""
+        return self.tenant or self.credential
+
+    def may_be(self, tenant: str) -> bool:
+        """Whether the credentials may speak for this tenant."""
+        return self.tenants.allows(tenant) if self.tenants is not None else tenant == self.tenant
 
     def may(self, scope: str) -> bool:
         """Whether the credentials carry this scope."""

@@ -26,6 +26,7 @@ class Session(msgspec.Struct, frozen=True):
 
     Attributes:
         key_id: The API key it was minted from; without that key there is no session.
+        sources: The only sources its events may have; empty for any.
         sha256: The SHA-256 of the token, in hexadecimal.
     """
 
@@ -36,6 +37,7 @@ class Session(msgspec.Struct, frozen=True):
     key_id: str
     expires_at: datetime
     sha256: str
+    sources: tuple[str, ...] = ()
 
     def is_opened_by(self, token: str) -> bool:
         """Whether this is the token; takes as long for any wrong one."""
@@ -43,23 +45,38 @@ class Session(msgspec.Struct, frozen=True):
 
     def caller(self, key: KeyRecord | None, now: datetime) -> Caller | None:
         """Who calls with this session; None once it is over, or its key gone or another tenant's."""
-        if self.expires_at <= now or key is None or key.tenant != self.tenant:
+        if self.expires_at <= now or key is None or not key.allows(self.tenant):
             return None
-        return Caller(self.tenant, SCOPES & {*self.scopes} & {*key.scopes}, self.id, agent=self.agent)
+        return Caller(
+            self.tenant,
+            SCOPES & {*self.scopes} & {*key.scopes},
+            self.id,
+            agent=self.agent,
+            sources=self.sources,
+        )
 
 
-def mint(caller: Caller, agent: str, scopes: frozenset[str], expires_at: datetime) -> tuple[str, Session]:
+def mint(
+    caller: Caller,
+    agent: str,
+    scopes: frozenset[str],
+    expires_at: datetime,
+    *,
+    tenant: str = "",
+    sources: tuple[str, ...] = (),
+) -> tuple[str, Session]:
     """A token, shown once and kept nowhere, and its session. The token begins with the session's id."""
     session_id = secrets.token_hex(_ID_CHARACTERS // 2)
     token = PREFIX + session_id + secrets.token_urlsafe(32)
     return token, Session(
         session_id,
-        caller.tenant,
+        tenant or caller.tenant,
         agent,
         tuple(sorted(scopes)),
         caller.credential,
         expires_at,
         digest(token),
+        sources,
     )
 
 

@@ -17,17 +17,10 @@ from kgents_billing.model.subscription import Subscription
 from kgents_billing.sinks.store.subscriptions import Stored
 from kgents_common.clock import Clock
 from kgents_common.errors import TransientError
-from kgents_common.keyring import KeyRecord, presented
+from kgents_common.keyring.reading import FindsKeys, tenant_of
 from kgents_common.problems import problem
 
 SCOPE = "billing:read"
-
-
-class FindsKeys(Protocol):
-    """The keyring, as this door needs it."""
-
-    def find(self, key: str) -> KeyRecord | None:
-        """The record of a presented key."""
 
 
 class ReadsSubscriptions(Protocol):
@@ -81,12 +74,7 @@ class Reads:
         return [stored.row for stored in found if stored.livemode is self._livemode]
 
     def _tenant(self, request: Request) -> str:
-        record = self._keyring.find(presented(request.headers))
-        if record is None:
-            raise HTTPException(401, "these credentials are not known", {"www-authenticate": "Bearer"})
-        if SCOPE not in record.scopes:
-            raise HTTPException(403, f"these credentials lack the scope {SCOPE}")
-        return record.tenant
+        return tenant_of(self._keyring, request, SCOPE)
 
 
 def routes(reads: Reads) -> list[BaseRoute]:
