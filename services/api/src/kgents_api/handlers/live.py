@@ -183,7 +183,7 @@ def _tenant(scope: Scope, caller: Caller) -> str:
     """
     if caller.tenants is None:
         return caller.tenant
-    named = parse_qs(scope["query_string"].decode("latin-1")).get("subject", [])
+    named: list[str] = parse_qs(scope["query_string"].decode("latin-1")).get("subject", [])
     if len(named) != 1:
         raise Refused(400, "subject: a key of several tenants names one of them", reason="invalid")
     if not caller.may_be(named[0]) or not subjects.is_tenant(named[0]):

@@ -40,12 +40,16 @@ class NewSession(msgspec.Struct, forbid_unknown_fields=True):
         Meta(description="Some of the key's; all of these two that it has where absent"),
     ] = None
     tenant: Annotated[
-        str | None,
-        Meta(description="Of which tenant: for a key of several, which must name one", max_length=64),
+        Annotated[str, Meta(max_length=64)] | None,
+        Meta(description="Of which tenant: for a key of several, which must name one"),
     ] = None
     sources: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...] | None,
-        Meta(description="The only sources that its events may have", min_length=1, max_length=100),
+        Annotated[
+            tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...],
+            Meta(min_length=1, max_length=100),
+        ]
+        | None,
+        Meta(description="The only sources that its events may have"),
     ] = None
 
 
