@@ -347,6 +347,28 @@ def read_batch(
         EnvelopeError: With the violations of every wrong event, `[3].subject` naming event 3 (from 0);
             status 413 for more than `limit` events, 403 where foreign tenants are the only fault.
     """
+    found = read_each(body, tenant=tenant, now=now, limit=limit, agent=agent, sources=sources)
+    wrong = [one for one in found if isinstance(one, EnvelopeError)]
+    if wrong:
+        violations = [violation for error in wrong for violation in error.violations]
+        raise EnvelopeError(violations, status=403 if all(e.status == 403 for e in wrong) else 400)
+    return [one for one in found if isinstance(one, Envelope)]
+
+
+def read_each(
+    body: bytes,
+    *,
+    tenant: str | Tenants,
+    now: datetime,
+    limit: int,
+    agent: str | None = None,
+    sources: Collection[str] = (),
+) -> list[Envelope | EnvelopeError]:
+    """Check a JSON array of CloudEvents, each by itself: the event, or what is wrong with it.
+
+    Raises:
+        EnvelopeError: It is no such array; status 413 for more than `limit` events.
+    """
     try:
         items = _ARRAY.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -355,20 +377,14 @@ def read_batch(
         raise EnvelopeError([Violation("", "must hold at least one event")])
     if len(items) > limit:
         raise EnvelopeError([Violation("", f"must hold at most {limit} events")], status=413)
-    envelopes: list[Envelope] = []
-    wrong: list[Violation] = []
-    statuses: set[int] = set()
+    found: list[Envelope | EnvelopeError] = []
     for index, item in enumerate(items):
+        place = f"[{index}]."
         try:
-            envelopes.append(
-                read(item, tenant=tenant, now=now, place=f"[{index}].", agent=agent, sources=sources)
-            )
+            found.append(read(item, tenant=tenant, now=now, place=place, agent=agent, sources=sources))
         except EnvelopeError as error:
-            wrong.extend(error.violations)
-            statuses.add(error.status)
-    if wrong:
-        raise EnvelopeError(wrong, status=403 if statuses == {403} else 400)
-    return envelopes
+            found.append(error)
+    return found
 
 
 def read_binary(

@@ -16,10 +16,17 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kgents_api.handlers.authentication import Authentication
-from kgents_api.handlers.intake import Limits, body_limit, read_events
+from kgents_api.handlers.intake import (
+    Limits,
+    body_limit,
+    is_batch,
+    prefers_leniency,
+    read_each,
+    read_events,
+)
 from kgents_api.handlers.refusal import Refused
-from kgents_api.handlers.request import address_of, expected_size, headers_of, read_body
-from kgents_api.model.receipts import EventSink, PartlyStoredError, Receipt, Receipts
+from kgents_api.handlers.request import address_of, expected_size, headers_of, read_packed_body
+from kgents_api.model.receipts import EventSink, PartlyStoredError, Receipt, Receipts, RefusedEvent
 from kgents_api.model.tenant_limits import FairShare, TenantLimits, Told
 from kgents_common.clock import Clock
 from kgents_common.envelope import Envelope
@@ -38,6 +45,16 @@ Answer = Callable[[list[Receipt]], Response]
 def with_receipts(receipts: list[Receipt]) -> Response:
     """202 and a receipt for each event, in the request's order."""
     return Response(_ENCODER.encode(Receipts(receipts)), 202, media_type="application/json")
+
+
+def one_by_one(receipts: list[Receipt], refused: list[RefusedEvent]) -> Response:
+    """202 and a receipt for each event that was taken; the others, by their places, and why."""
+    return Response(
+        _ENCODER.encode(Receipts(receipts, refused)),
+        202,
+        headers={"preference-applied": "handling=lenient"},
+        media_type="application/json",
+    )
 
 
 def as_openmeter(receipts: list[Receipt]) -> Response:
@@ -82,25 +99,37 @@ class Events:
         if not self._share.enter(caller.owner, size):
             raise _too_much()
         try:
-            body = await read_body(receive, headers, most)
-            events = read_events(headers, body, caller=caller, now=self._clock.now(), limits=self._limits)
-            response = await self._stored(events, headers)
+            body = await read_packed_body(receive, headers, most)
+            now = self._clock.now()
+            refused: list[RefusedEvent] | None = None
+            if self._answer is with_receipts and prefers_leniency(headers) and is_batch(headers, body):
+                events, refused = read_each(body, caller=caller, now=now, limits=self._limits)
+            else:
+                events = read_events(headers, body, caller=caller, now=now, limits=self._limits)
+            response = await self._stored(events, headers, refused)
         finally:
             self._share.leave(caller.owner, size)
         await response(scope, receive, send)
 
-    async def _stored(self, events: list[Envelope], headers: dict[str, str]) -> Response:
+    async def _stored(
+        self, events: list[Envelope], headers: dict[str, str], refused: list[RefusedEvent] | None
+    ) -> Response:
         if self._limiter is None:
-            return self._answer(await store(self._sink, events, trace_headers(headers)))
+            return self._answered(
+                await store(self._sink, events, trace_headers(headers), _places(events, refused)), refused
+            )
         spent, told = await self._spend(self._limiter, events)
         try:
-            receipts = await store(self._sink, events, trace_headers(headers))
+            receipts = await store(self._sink, events, trace_headers(headers), _places(events, refused))
         except Refused:  # what is not stored costs nothing; what of it is, is recognised when it comes again
             _give_back(self._limiter, spent)
             raise
-        response = self._answer(receipts)
+        response = self._answered(receipts, refused)
         response.raw_headers.extend((name.encode(), value.encode()) for name, value in _limit_headers(told))
         return response
+
+    def _answered(self, receipts: list[Receipt], refused: list[RefusedEvent] | None) -> Response:
+        return self._answer(receipts) if refused is None else one_by_one(receipts, refused)
 
     async def _spend(self, limiter: TenantLimits, events: list[Envelope]) -> tuple[_Spent, Told]:
         """Spend what the events cost each of their tenants, nearly always one: all of it, or none."""
@@ -158,8 +187,20 @@ def _too_much() -> Refused:
     )
 
 
-async def store(sink: EventSink, events: list[Envelope], headers: dict[str, str]) -> list[Receipt]:
+def _places(events: list[Envelope], refused: list[RefusedEvent] | None) -> list[int] | None:
+    if refused is None:
+        return None
+    missing = {one.index for one in refused}
+    return [place for place in range(len(events) + len(missing)) if place not in missing]
+
+
+async def store(
+    sink: EventSink, events: list[Envelope], headers: dict[str, str], places: list[int] | None = None
+) -> list[Receipt]:
     """Make the events durable.
+
+    Args:
+        places: Where each was in the request; None where all of it is here.
 
     Raises:
         Refused: 503 where some are not: nothing is lost by sending the same request again; 413 where one is
@@ -173,7 +214,9 @@ async def store(sink: EventSink, events: list[Envelope], headers: dict[str, str]
             f"{error}; send the same request again, what is stored already is recognised",
             reason="not_durable",
             headers={"retry-after": str(RETRY_AFTER_SECONDS)},
-            extensions={"not_stored": [f"[{f.index}]" for f in error.failures[:100]]},
+            extensions={
+                "not_stored": [f"[{places[f.index] if places else f.index}]" for f in error.failures[:100]]
+            },
         ) from None
     except PermanentError as error:
         raise Refused(413, str(error), reason="too_large") from None

@@ -8,11 +8,13 @@ from datetime import datetime
 from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.request import media_type
 from kgents_api.model.caller import Caller
+from kgents_api.model.receipts import RefusedEvent, WrongField
 from kgents_common import envelope
 from kgents_common.envelope import Envelope
 from kgents_common.errors import EnvelopeError, Violation
 
 JSON = "application/json"
+MAX_WRONG_FIELDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,60 @@ def read_events(
     if too_large:
         raise _refusal(EnvelopeError(too_large, status=413))
     return events
+
+
+def prefers_leniency(headers: dict[str, str]) -> bool:
+    """Whether each event of a batch is to be judged by itself: `Prefer: handling=lenient` (RFC 7240)."""
+    preferences = headers.get("prefer", "").lower().split(",")
+    return any(
+        preference.partition(";")[0].replace(" ", "").replace('"', "") == "handling=lenient"
+        for preference in preferences
+    )
+
+
+def is_batch(headers: dict[str, str], body: bytes) -> bool:
+    """Whether the body is to be read as an array of events."""
+    kind = media_type(headers)
+    if kind == envelope.BATCH:
+        return True
+    return kind == JSON and "ce-specversion" not in headers and body.lstrip()[:1] == b"["
+
+
+def read_each(
+    body: bytes, *, caller: Caller, now: datetime, limits: Limits
+) -> tuple[list[Envelope], list[RefusedEvent]]:
+    """The good events of a batch, and what is wrong with the others.
+
+    Raises:
+        Refused: 400 or 413 where it is no batch, or too large a one, or no event of it is good.
+    """
+    try:
+        found = envelope.read_each(
+            body,
+            tenant=caller.tenants or caller.tenant,
+            now=now,
+            limit=limits.batch_events,
+            agent=caller.agent,
+            sources=caller.sources,
+        )
+    except EnvelopeError as error:
+        raise _refusal(error) from None
+    events: list[Envelope] = []
+    refused: list[RefusedEvent] = []
+    first: EnvelopeError | None = None
+    for index, one in enumerate(found):
+        if isinstance(one, Envelope) and len(one.body) > limits.event_bytes:
+            rule = f"must be at most {limits.event_bytes} bytes"
+            one = EnvelopeError([Violation(f"[{index}]", rule)], status=413)
+        if isinstance(one, Envelope):
+            events.append(one)
+            continue
+        first = first or one
+        wrong = [WrongField(v.field, v.rule) for v in one.violations[:MAX_WRONG_FIELDS]]
+        refused.append(RefusedEvent(index, one.status, wrong))
+    if not events and first is not None:
+        raise _refusal(first)
+    return events, refused
 
 
 def _refusal(error: EnvelopeError) -> Refused:

@@ -54,8 +54,10 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
                 "post": {
                     "operationId": "publishEvents",
                     "summary": "Publish CloudEvents",
-                    "description": "Structured, batch or binary mode. All events of a request are stored, or"
-                    " the answer says which are not.",
+                    "description": "Structured, batch or binary mode, packed by gzip or zstd where"
+                    " Content-Encoding says so. All events of a request are stored, or the answer says which"
+                    " are not. With Prefer: handling=lenient each event of a batch is judged by itself: the"
+                    " good ones are stored, and `refused` tells of the others.",
                     "security": _SECURITY,
                     "requestBody": _events_body(limits),
                     "responses": {
@@ -161,7 +163,8 @@ def _cloud_event() -> dict[str, Any]:
     text = {"type": "string", "minLength": 1, "pattern": envelope.TEXT_PATTERN}
     return {
         "type": "object",
-        "description": "CloudEvents 1.0, JSON format. Extension attributes are kept.",
+        "description": "CloudEvents 1.0, JSON format. Extension attributes are kept. Nowhere U+0000, nor a"
+        " number beyond float64's range or with an exponent of more than six digits.",
         "required": ["specversion", "id", "source", "type"],
         "propertyNames": {"pattern": envelope.ATTRIBUTE_NAME_PATTERN, "not": {"const": "data_base64"}},
         "properties": {
@@ -182,7 +185,7 @@ def _cloud_event() -> dict[str, Any]:
             "subject": {
                 "type": ["string", "null"],
                 "pattern": subjects.TENANT_PATTERN,
-                "description": "Your tenant, or absent",
+                "description": "Your tenant, or absent; required with a key of several tenants",
             },
             "time": {
                 "type": ["string", "null"],
@@ -190,7 +193,10 @@ def _cloud_event() -> dict[str, Any]:
                 "description": "When it happened, from 1970 to five minutes from now; the time of receipt"
                 " where absent",
             },
-            "datacontenttype": {"enum": ["application/json", None]},
+            "datacontenttype": {
+                "enum": ["application/json", "application/json; charset=utf-8", None],
+                "description": "JSON in UTF-8, with any parameters",
+            },
             "dataschema": {**text, "type": ["string", "null"], "maxLength": envelope.MAX_SCHEMA_CHARACTERS},
             envelope.AGENT: {
                 "description": "Which agent it is from; a session's own, or absent, where a session sends it"

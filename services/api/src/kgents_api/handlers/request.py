@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.types import Receive, Scope
 
 from kgents_api.handlers.refusal import Refused
+from kgents_api.handlers.unpacking import ENCODINGS, PackedError, UnpackedTooLargeError, unpack
 
 
 class ClientGone(Exception):  # noqa: N818 nobody is left to answer
@@ -29,18 +30,53 @@ def media_type(headers: dict[str, str]) -> str:
 
 def expected_size(headers: dict[str, str], limit: int) -> int:
     """How many bytes a body will have at most: what is declared, within the limit, else the limit."""
+    if encoding_of(headers):
+        return limit  # a few bytes may be as many as are allowed
     declared = headers.get("content-length", "")
     return min(int(declared), limit) if declared.isdecimal() and len(declared) < 20 else limit
 
 
+def encoding_of(headers: dict[str, str]) -> str:
+    """How the body is packed; empty where it is not."""
+    found = headers.get("content-encoding", "").strip().lower()
+    return "" if found == "identity" else found
+
+
+async def read_packed_body(receive: Receive, headers: dict[str, str], limit: int) -> bytes:
+    """The whole body, unpacked.
+
+    Raises:
+        Refused: 413 beyond `limit` bytes, packed or unpacked; 400 where it cannot be unpacked; 415 for an
+            encoding that is not known.
+        ClientGone: It did not come whole.
+    """
+    encoding = encoding_of(headers)
+    if not encoding:
+        return await read_body(receive, headers, limit)
+    if encoding not in ENCODINGS:
+        raise Refused(
+            415,
+            f"a body may be packed by one of: {', '.join(ENCODINGS)}",
+            reason="unsupported_encoding",
+            headers={"accept-encoding": ", ".join(ENCODINGS)},
+        )
+    packed = await read_body(receive, {**headers, "content-encoding": ""}, limit)
+    try:
+        return unpack(packed, encoding, limit)
+    except UnpackedTooLargeError:
+        raise _too_large(limit) from None
+    except PackedError as error:
+        raise Refused(400, f"the body is not {encoding}: {error}", reason="invalid_event") from None
+
+
 async def read_body(receive: Receive, headers: dict[str, str], limit: int) -> bytes:
-    """The whole body.
+    """The whole body, which must not be packed.
 
     Raises:
         Refused: 413 beyond `limit` bytes, declared or sent; 415 for a content encoding.
         ClientGone: It did not come whole.
     """
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if encoding_of(headers):
         raise Refused(415, "send the body without a content encoding", reason="unsupported_encoding")
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:

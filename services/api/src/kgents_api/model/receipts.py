@@ -33,10 +33,35 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     stream_sequence: int | UnsetType = UNSET
 
 
+class WrongField(msgspec.Struct, frozen=True):
+    """One field of a refused event, and the rule that it breaks."""
+
+    field: str
+    rule: str
+
+
+class RefusedEvent(msgspec.Struct, frozen=True):
+    """An event of a batch that was refused by itself, where the caller asked for that.
+
+    Attributes:
+        index: Its place in the batch, from 0.
+        status: What a request of this event alone would be answered.
+    """
+
+    index: int
+    status: int
+    invalid_parameters: list[WrongField]
+
+
 class Receipts(msgspec.Struct, frozen=True):
-    """The body of a 202: a receipt for each event of the request, in its order."""
+    """The body of a 202: a receipt for each event that was taken, in the request's order.
+
+    Attributes:
+        refused: Present where the caller asked for events to be refused one by one.
+    """
 
     receipts: list[Receipt]
+    refused: list[RefusedEvent] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
