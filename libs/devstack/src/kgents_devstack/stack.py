@@ -166,7 +166,7 @@ class Stack:
             return
         records = []
         for tenant in self.options.tenants:
-            self.keys[tenant], record = keyring.mint(tenant)
+            self.keys[tenant], record = keyring.mint(tenant, keyring.SCOPES)
             records.append(record)
         keyring.write(self.keyring_file, records)
         if self.options.keeps:

@@ -62,7 +62,7 @@ class KeyRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def mint(
     tenant: str | Sequence[str],
-    scopes: Sequence[str] = TENANT_SCOPES,
+    scopes: Sequence[str],
     *,
     now: datetime | None = None,
     expires_at: datetime | None = None,
