@@ -65,8 +65,8 @@ def encoded(event_id: str, **changes: Any) -> bytes:
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """One door for a module's tests; they use ids of their own."""
     directory: Path = tmp_path_factory.mktemp("door")
-    key, record = keyring.mint("acme", keyring.SCOPES)
-    foreign_key, foreign = keyring.mint("globex", keyring.SCOPES)
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
+    foreign_key, foreign = keyring.mint("globex", keyring.TENANT_SCOPES)
     reader_key, reader = keyring.mint("acme", ["events:read"])
     keyring.write(directory / "keys.json", [record, foreign, reader])
     with NatsServer(directory / "nats") as nats:
@@ -114,7 +114,7 @@ class WholeDoor:
 def whole_door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeDoor]:
     """One for a module's tests; at their end, its log tells of no failure of its own."""
     directory: Path = tmp_path_factory.mktemp("whole-door")
-    key, record = keyring.mint("acme", keyring.SCOPES)
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     reader_key, reader = keyring.mint("acme", ["events:read"])
     keyring.write(directory / "keys.json", [record, reader])
     with NatsServer(directory / "nats") as nats_server, ValkeyServer(directory / "valkey") as valkey:

@@ -21,9 +21,9 @@ BATCH = {"content-type": "application/cloudevents-batch+json"}
 def callers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
     directory = tmp_path_factory.mktemp("several")
     minted = {
-        "acme": keyring.mint("acme", keyring.SCOPES),
-        "two": keyring.mint(["acme", "globex"], keyring.SCOPES),
-        "every": keyring.mint("*", keyring.SCOPES),
+        "acme": keyring.mint("acme", keyring.TENANT_SCOPES),
+        "two": keyring.mint(["acme", "globex"], keyring.TENANT_SCOPES),
+        "every": keyring.mint("*", keyring.TENANT_SCOPES),
     }
     with NatsServer(directory / "nats") as nats, ValkeyServer(directory / "valkey") as valkey:
         apply_streams(nats.url)

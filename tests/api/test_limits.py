@@ -53,7 +53,7 @@ class Limited:
 @pytest.fixture
 def limited(tmp_path: Path, nats_server: NatsServer, own_valkey: Any) -> Iterator[Limited]:
     apply_streams(nats_server.url)
-    minted = {tenant: keyring.mint(tenant, keyring.SCOPES) for tenant in ("acme", "globex")}
+    minted = {tenant: keyring.mint(tenant, keyring.TENANT_SCOPES) for tenant in ("acme", "globex")}
     keys = {tenant: key for tenant, (key, _) in minted.items()}
     with serving(
         tmp_path,

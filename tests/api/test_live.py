@@ -30,8 +30,8 @@ def new() -> str:
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """A door whose streams beat often."""
     directory: Path = tmp_path_factory.mktemp("live-door")
-    key, record = keyring.mint("acme", keyring.SCOPES)
-    foreign_key, foreign = keyring.mint("globex", keyring.SCOPES)
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
+    foreign_key, foreign = keyring.mint("globex", keyring.TENANT_SCOPES)
     reader_key, reader = keyring.mint("acme", ["events:write"])
     keyring.write(directory / "keys.json", [record, foreign, reader])
     with NatsServer(directory / "nats") as nats_server:
@@ -176,7 +176,7 @@ async def test_a_position_beyond_the_end_is_a_gap(door: Door) -> None:
 async def test_a_position_older_than_the_first_event_is_a_gap(own_nats: NatsServer, tmp_path: Path) -> None:
     """Rule: what is no longer held is said, and the stream goes on with the first event it holds."""
     apply_streams(own_nats.url)
-    key, record = keyring.mint("acme", keyring.SCOPES)
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(tmp_path / "keys.json", [record])
     environment = {"NATS_SERVERS": own_nats.url, "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json")}
     with ServiceProcess("api", tmp_path / "api", environment) as service:
@@ -199,7 +199,7 @@ async def test_a_stream_made_anew_is_a_gap(own_nats: NatsServer, tmp_path: Path)
     """Rule: an id of the stream before is said to be one, and all that the new stream holds follows; a plain
     sequence, as versions before gave it, cannot tell and is taken at its word. Ids may be had plain, too."""
     apply_streams(own_nats.url)
-    key, record = keyring.mint("acme")
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(tmp_path / "keys.json", [record])
     environment = {"NATS_SERVERS": own_nats.url, "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json")}
 

@@ -33,7 +33,7 @@ def running_door(
 ) -> Iterator[tuple[ServiceProcess, dict[str, str]]]:
     """A door for these tenants, and their keys."""
     apply_streams(nats_server.url)
-    minted = {tenant: keyring.mint(tenant, keyring.SCOPES) for tenant in tenants}
+    minted = {tenant: keyring.mint(tenant, keyring.TENANT_SCOPES) for tenant in tenants}
     keyring.write(directory / "keys.json", [record for _, record in minted.values()])
     told = {
         "NATS_SERVERS": nats_server.url,

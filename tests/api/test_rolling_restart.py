@@ -137,7 +137,7 @@ def doors(
 ) -> Iterator[tuple[list[ServiceProcess], str, ThreadPoolExecutor]]:
     """Processes of one deployment, the key of acme, and the thread to start them from."""
     apply_streams(nats_server.url)
-    key, record = keyring.mint("acme", keyring.SCOPES)
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(directory / "keys.json", [record])
     told = {
         "NATS_SERVERS": nats_server.url,

@@ -120,7 +120,7 @@ def test_the_whole_is_down_only_without_what_is_needed() -> None:
 def door(tmp_path: Path, own_nats: NatsServer) -> Iterator[ServiceProcess]:
     """A door that expects beats every 0.5 s."""
     apply_streams(own_nats.url)
-    _, record = keyring.mint("acme", keyring.SCOPES)
+    _, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(tmp_path / "keys.json", [record])
     environment = {
         "NATS_SERVERS": own_nats.url,

@@ -56,8 +56,8 @@ class Visited:
 def visited(tmp_path: Path, nats_server: NatsServer, own_valkey: Any) -> Iterator[Visited]:
     apply_streams(nats_server.url)
     minted = {
-        "acme": keyring.mint("acme", keyring.SCOPES),
-        "globex": keyring.mint("globex", keyring.SCOPES),
+        "acme": keyring.mint("acme", keyring.TENANT_SCOPES),
+        "globex": keyring.mint("globex", keyring.TENANT_SCOPES),
         "reader": keyring.mint("acme", ["events:read", "sessions:write"]),
         "writer": keyring.mint("acme", ["events:write"]),
     }

@@ -45,7 +45,7 @@ class Spooling:
 @contextmanager
 def door(directory: Path, nats: NatsServer, **environment: str) -> Iterator[Spooling]:
     apply_streams(nats.url)
-    key, record = keyring.mint("acme", keyring.SCOPES)
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(directory / "keys.json", [record])
     told = {
         "NATS_SERVERS": nats.url,

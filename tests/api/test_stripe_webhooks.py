@@ -92,7 +92,7 @@ class WebhookDoor:
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookDoor]:
     """One door for the module; its secrets are in a file."""
     directory = tmp_path_factory.mktemp("webhooks")
-    keyring.write(directory / "keys.json", [keyring.mint("acme", keyring.SCOPES)[1]])
+    keyring.write(directory / "keys.json", [keyring.mint("acme", keyring.TENANT_SCOPES)[1]])
     secrets = directory / "secrets"
     secrets.write_text(f"# endpoint one\nmain:{SECRET}\n")
     with NatsServer(directory / "nats") as server:
@@ -261,7 +261,7 @@ def test_the_contract_names_the_door(door: WebhookDoor) -> None:
 
 def test_without_nats_it_is_503_and_the_retry_is_stored_once(tmp_path: Path, own_nats: NatsServer) -> None:
     """Rule: 200 means durable; not durable is 503 with Retry-After, and Stripe's retry mends it."""
-    keyring.write(tmp_path / "keys.json", [keyring.mint("acme", keyring.SCOPES)[1]])
+    keyring.write(tmp_path / "keys.json", [keyring.mint("acme", keyring.TENANT_SCOPES)[1]])
     apply_streams(own_nats.url)
     environment = {
         "NATS_SERVERS": own_nats.url,
@@ -303,7 +303,7 @@ def test_it_refuses_to_start_with_secrets_that_are_none(tmp_path: Path, secrets:
     import subprocess
     import sys
 
-    keyring.write(tmp_path / "keys.json", [keyring.mint("acme", keyring.SCOPES)[1]])
+    keyring.write(tmp_path / "keys.json", [keyring.mint("acme", keyring.TENANT_SCOPES)[1]])
     environment = {
         "NATS_SERVERS": "nats://127.0.0.1:1",
         "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json"),

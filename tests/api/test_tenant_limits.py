@@ -85,7 +85,7 @@ def test_a_tenant_that_writes_too_much_is_refused_and_another_is_not(
 ) -> None:
     """Rule: per-tenant byte rates and stored-byte quotas, shared through Redis; the answer says which."""
     apply_streams(nats_server.url)
-    minted = {tenant: keyring.mint(tenant, keyring.SCOPES) for tenant in ("acme", "globex")}
+    minted = {tenant: keyring.mint(tenant, keyring.TENANT_SCOPES) for tenant in ("acme", "globex")}
     keys = {tenant: key for tenant, (key, _) in minted.items()}
 
     def body(number: int) -> bytes:

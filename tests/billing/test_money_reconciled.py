@@ -150,7 +150,7 @@ def test_the_operator_sees_it_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Rule: state, owners, entries, facts and why; 1 where nothing is known or money differs."""
-    _, record = keyring.mint("acme")
+    _, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(tmp_path / "keys.json", [record])
     for name, value in {
         "NATS_SERVERS": "nats://127.0.0.1:1", "DATABASE_URL": database_url, "KGENTS_STRIPE_MODE": "test",

@@ -28,17 +28,17 @@ def test_a_minted_key_is_found_and_never_stored(tmp_path: Path) -> None:
 def test_an_unknown_key_is_nobody(tmp_path: Path, presented: str) -> None:
     """Rule: what is not a stored key finds nothing and harms nothing."""
     path = tmp_path / "keys.json"
-    keyring.write(path, [keyring.mint("acme", keyring.SCOPES)[1]])
+    keyring.write(path, [keyring.mint("acme", keyring.TENANT_SCOPES)[1]])
     assert keyring.Keyring(path).find(presented) is None
 
 
 def test_a_revoked_key_stops_and_a_new_one_works_without_a_restart(tmp_path: Path) -> None:
     """Rule: the file is read again when it changes."""
     path, clock = tmp_path / "keys.json", ManualClock()
-    old, old_record = keyring.mint("acme", keyring.SCOPES)
+    old, old_record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(path, [old_record])
     ring = keyring.Keyring(path, clock)
-    new, new_record = keyring.mint("acme", keyring.SCOPES)
+    new, new_record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(path, [new_record])
     clock.advance(timedelta(seconds=2))
     assert ring.find(old) is None
@@ -48,7 +48,7 @@ def test_a_revoked_key_stops_and_a_new_one_works_without_a_restart(tmp_path: Pat
 def test_a_broken_edit_keeps_the_last_good_keyring(tmp_path: Path) -> None:
     """Rule: a slip of the editor locks nobody out."""
     path, clock = tmp_path / "keys.json", ManualClock()
-    key, record = keyring.mint("acme", keyring.SCOPES)
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(path, [record])
     ring = keyring.Keyring(path, clock)
     path.write_text("{")

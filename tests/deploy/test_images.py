@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kgents_common.keyring import SCOPES, mint, write
+from kgents_common.keyring import TENANT_SCOPES, mint, write
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.servers.process import free_port
 from kgents_devstack.servers.streams import apply_streams
@@ -61,7 +61,7 @@ def environments(
     for directory in (etc, spool, backups):
         directory.mkdir()
         os.chown(directory, USER, USER)
-    write(etc / "keyring.json", [mint("acme", SCOPES)[1]])
+    write(etc / "keyring.json", [mint("acme", TENANT_SCOPES)[1]])
     (etc / "keyring.json").chmod(0o444)
     meters = ROOT / "libs/devstack/src/kgents_devstack/meters.yaml"
     (etc / "meters.yaml").write_text(meters.read_text())

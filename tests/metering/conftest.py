@@ -62,7 +62,7 @@ async def client(
     pool: AsyncConnectionPool[AsyncConnection], ledger: Ledger, tmp_path: Path
 ) -> AsyncIterator[httpx.AsyncClient]:
     """The reads over a ledger with a few events of acme on 2026-11-22 and 23."""
-    key, record = keyring.mint("acme")
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     foreign, foreign_record = keyring.mint("globex", ["usage:read"])
     writer, writer_record = keyring.mint("acme", ["events:write"])
     keyring.write(tmp_path / "keys.json", [record, foreign_record, writer_record])

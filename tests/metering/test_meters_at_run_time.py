@@ -36,7 +36,7 @@ LATENCY = {
 @pytest.fixture
 async def editor(pool: Pool, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     key, record = keyring.mint("acme", ["meters:write"])
-    tenants, tenants_record = keyring.mint("acme")
+    tenants, tenants_record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(tmp_path / "keys.json", [record, tenants_record])
     door = MeterDoor(MeterEditing(pool), actor_by_key(keyring.Keyring(tmp_path / "keys.json").find))
     app = application(meter_door.routes(door), reads.EXCEPTION_HANDLERS)

@@ -49,7 +49,7 @@ async def make_app(database_url: str, ledger: Ledger, tmp_path: Path) -> AsyncIt
         )
         await pool.open()
         pools.append(pool)
-        key, record = keyring.mint("acme", keyring.SCOPES)
+        key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
         keyring.write(tmp_path / "keys.json", [record])
         usage = UsageReads(pool, ReadLimits(statement_seconds=statement_seconds, **limits))
         tenant_of = tenant_by_key(keyring.Keyring(tmp_path / "keys.json"))

@@ -166,7 +166,7 @@ class Stack:
             return
         records = []
         for tenant in self.options.tenants:
-            self.keys[tenant], record = keyring.mint(tenant, keyring.SCOPES)
+            self.keys[tenant], record = keyring.mint(tenant, keyring.TENANT_SCOPES)
             records.append(record)
         keyring.write(self.keyring_file, records)
         if self.options.keeps:

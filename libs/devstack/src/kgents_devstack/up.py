@@ -116,7 +116,7 @@ def forget(stack: Stack) -> None:
 
 def what_to_try(stack: Stack, page: str) -> str:
     """Lines to copy and paste."""
-    api, reads, billing = stack.service("api").url, stack.reads.url, stack.service("billing").url
+    api, billing = stack.service("api").url, stack.service("billing").url
     of_api = stack.service("api").operations_url
     health = "   ".join(f"{s.operations_url}/health" for s in stack.services)
     key = stack.keys["acme"]

@@ -192,7 +192,13 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         parts.append(deliverer)
     try:
         await service.serve(
-            settings=settings, health=document, app=app, parts=parts, tracing=tracing, registry=registry
+            settings=settings,
+            health=document,
+            app=app,
+            parts=parts,
+            tracing=tracing,
+            registry=registry,
+            operations=[contract.route()] if side else [],
         )
     finally:
         if openmeter is not None:

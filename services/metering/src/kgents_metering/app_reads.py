@@ -92,7 +92,6 @@ def read_side(
         *reads.routes(usage, gate, clock),
         *bad_events.routes(usage, gate),
         *conflicts.routes(Conflicts(pool), gate),
-        contract.route(),
         *meter_door.routes(MeterDoor(MeterEditing(editing_pool), actor_by_key(keyring.find))),
     ]
     return ReadSide(routes, pool, editing_pool)
@@ -129,6 +128,7 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
             Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         ],
         registry=registry,
+        operations=[contract.route()],
         tracing=tracing,
     )
 

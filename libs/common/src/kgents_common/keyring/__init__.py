@@ -2,7 +2,15 @@
 
 from kgents_common.keyring.file import edit, load, write
 from kgents_common.keyring.following import Keyring, KeysUnavailableError, open_keyring
-from kgents_common.keyring.records import OPERATOR_SCOPES, SCOPES, TENANT_SCOPES, KeyRecord, digest, mint, presented
+from kgents_common.keyring.records import (
+    OPERATOR_SCOPES,
+    SCOPES,
+    TENANT_SCOPES,
+    KeyRecord,
+    digest,
+    mint,
+    presented,
+)
 from kgents_common.keyring.uses import Uses, last_uses
 
 __all__ = [

@@ -122,7 +122,7 @@ class Crowd:
                 self.sessions[self.dice.randrange(1000)] = token
 
     def _mint(self, tenant: str) -> None:
-        key, record = keyring.mint(tenant, keyring.SCOPES)
+        key, record = keyring.mint(tenant, keyring.TENANT_SCOPES)
         self.keys[key] = record
 
     def _write(self, stack: Stack) -> None:

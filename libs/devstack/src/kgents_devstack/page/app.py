@@ -264,7 +264,7 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _links(stack: Stack) -> list[dict[str, str]]:
-    api = stack.service("api").url
+    api = stack.service("api").operations_url
     return [
         {"what": "The contract", "url": f"{api}/docs"},
         {"what": "Health of the whole system", "url": f"{api}/health/saas"},

@@ -99,7 +99,7 @@ class Figures:
         }
 
     async def _ask(self, name: str) -> tuple[dict[str, Any], dict[str, float]]:
-        url = self._stack.service(name).url
+        url = self._stack.service(name).operations_url
         try:
             health = (await self._client.get(f"{url}/health")).json()
             text = (await self._client.get(f"{url}/metrics")).text

@@ -17,7 +17,6 @@ from kgents_metering.model.query import Query
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads import Answer, ListedEvent, Row
 
-
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
