@@ -29,6 +29,7 @@ from kgents_metering.app_reads import read_side, run_reads
 from kgents_metering.handlers import reads
 from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.meter_check import MeterCheck
+from kgents_metering.handlers.reads import contract
 from kgents_metering.handlers.restored import RestoreGuard
 from kgents_metering.handlers.stream import Applier
 from kgents_metering.handlers.trim import Trimmer
