@@ -159,7 +159,15 @@ async def test_the_document_follows_the_heartbeats_and_nats(
             break
     status, document = saas(door)
     assert (status, document["status"]) == (200, "ok")
-    assert set(document["components"]) == {"nats", "streams", "live", "openmeter", "stripe", "redis"}
+    assert set(document["components"]) == {
+        "nats",
+        "streams",
+        "live",
+        "openmeter",
+        "stripe",
+        "redis",
+        "keys",
+    }
     assert set(document["workers"]) == set(WORKERS)
 
     until(lambda: saas(door)[1]["workers"]["metering"]["status"] == "down")
