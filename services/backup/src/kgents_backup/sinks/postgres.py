@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -34,9 +35,13 @@ async def load(url: str, manifest: DatabaseManifest, rows: Rows, *, replace: boo
             connection.transaction(),
         ):
             await connection.execute("set constraints all deferred")
+            # What triggers derive from rows is in the dump, too: they rest until it is all there.
+            await _switch_triggers(connection, manifest, "disable")
             await _make_room(connection, manifest, replace=replace)
             for table in manifest.tables:
                 loaded += await _copy(connection, table, rows)
+            await connection.execute("set constraints all immediate")
+            await _switch_triggers(connection, manifest, "enable")
             for sequence in manifest.sequences:
                 if sequence.last_value is not None:
                     await connection.execute(
@@ -46,20 +51,27 @@ async def load(url: str, manifest: DatabaseManifest, rows: Rows, *, replace: boo
     return loaded
 
 
+async def _switch_triggers(
+    connection: psycopg.AsyncConnection, manifest: DatabaseManifest, how: LiteralString
+) -> None:
+    """Disable or enable the tables' own triggers, not those of constraints."""
+    for table in manifest.tables:
+        name = sql.Identifier(table.schema, table.table)
+        try:
+            await connection.execute(sql.SQL("alter table {} " + how + " trigger user").format(name))
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
+            raise PermanentError(
+                f"there is no table {table.schema}.{table.table}",
+                hint="start the service once, so that its migrations make the tables; stop it; try again",
+            ) from error
+
+
 async def _make_room(
     connection: psycopg.AsyncConnection, manifest: DatabaseManifest, *, replace: bool
 ) -> None:
     names = [sql.Identifier(t.schema, t.table) for t in manifest.tables]
     for table, name in zip(manifest.tables, names, strict=True):
-        try:
-            row = await (
-                await connection.execute(sql.SQL("select 1 from {} limit 1").format(name))
-            ).fetchone()
-        except psycopg.errors.UndefinedTable as error:
-            raise PermanentError(
-                f"there is no table {table.schema}.{table.table}",
-                hint="start the service once, so that its migrations make the tables; stop it; try again",
-            ) from error
+        row = await (await connection.execute(sql.SQL("select 1 from {} limit 1").format(name))).fetchone()
         # Migrations record themselves: those rows are there before any load.
         if row is not None and not replace and table.table != "migration":
             raise RefusedError(
