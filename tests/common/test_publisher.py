@@ -98,6 +98,24 @@ async def test_headers_count_towards_the_payload_limit(nats_url: str, connect: C
     await publisher.stop()
 
 
+async def test_headers_that_are_too_large_close_no_client(own_nats: NatsServer, connect: Connect) -> None:
+    """Rule: the server counts headers, too, and closes whoever sends more; such a message is refused here."""
+    connection = await connect(own_nats.url)
+    await streams.ensure(connection.client, streams=SMALL)
+    publisher = Publisher(connection, timeout=PATIENCE)
+    await publisher.start()
+    most = connection.client.max_payload
+    with pytest.raises(PermanentError):
+        await publisher.publish("agentese.acme.t", b"small", message_id="1", headers={"h": "v" * most})
+    with pytest.raises(PermanentError):  # what JetStream itself takes of headers is less
+        await publisher.publish("agentese.acme.t", b"small", message_id="2", headers={"h": "v" * 70_000})
+    ack = await publisher.publish("agentese.acme.t", b"small", message_id="3", headers={"h": "v" * 60_000})
+    assert ack.seq == 1
+    await publisher.stop()
+    assert connection.is_reading
+    assert connection.client.stats["reconnects"] == 0
+
+
 async def test_a_killed_server_leaves_no_future_behind(own_nats: NatsServer, connect: Connect) -> None:
     """Rule: every call ends; what was acknowledged is there after the restart; the rest can be repeated."""
     connection = await connect(own_nats.url)

@@ -153,3 +153,33 @@ async def migrate(url: str, *, package: str, schema: str) -> list[str]:
             finally:
                 await connection.execute("select pg_advisory_unlock(hashtextextended(%s, 0))", [lock])
     return ran
+
+
+class SchemaPool:
+    """A pool on a schema of one's own, as a part: migrated before it opens.
+
+    Args:
+        package: Holds the schema's `*.sql` files.
+    """
+
+    def __init__(
+        self, pool: AsyncConnectionPool[psycopg.AsyncConnection], url: str, *, package: str, schema: str
+    ) -> None:
+        self._pool = pool
+        self._url = url
+        self._package = package
+        self._schema = schema
+
+    async def start(self) -> None:
+        """Migrate, open.
+
+        Raises:
+            ConfigurationError: As `migrate`.
+            TransientError: Postgres is away.
+        """
+        await migrate(self._url, package=self._package, schema=self._schema)
+        await self._pool.open()
+
+    async def stop(self) -> None:
+        """Close."""
+        await self._pool.close(timeout=5)

@@ -12,7 +12,7 @@ from kgents_billing.handlers import reads
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.publish import Teller
 from kgents_billing.handlers.reconcile import Poll, Survey
-from kgents_billing.handlers.rounds import Quarantine, Refetch, leadership
+from kgents_billing.handlers.rounds import Quarantine, Refetch
 from kgents_billing.handlers.stream import Worker
 from kgents_billing.metrics import Metrics
 from kgents_billing.settings import BillingSettings
@@ -33,6 +33,7 @@ from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
 from kgents_common.keyring import open_keyring
+from kgents_common.leadership import leadership
 from kgents_common.publisher import Publisher
 from kgents_common.resilience import CircuitBreaker
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
@@ -46,23 +47,6 @@ SURVEY_LOOK_SECONDS = 30.0
 
 Pool = AsyncConnectionPool[AsyncConnection]
 _log = structlog.get_logger()
-
-
-class StorePool:
-    """The pool as a part: migrated before anything else runs."""
-
-    def __init__(self, pool: Pool, url: str) -> None:
-        self._pool = pool
-        self._url = url
-
-    async def start(self) -> None:
-        """Migrate, open."""
-        await database.migrate(self._url, package=SCHEMA_PACKAGE, schema="billing")
-        await self._pool.open()
-
-    async def stop(self) -> None:
-        """Close."""
-        await self._pool.close(timeout=5)
 
 
 async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
@@ -141,7 +125,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     parts: list[service.Part] = [
         connection,
         publisher,
-        StorePool(pool, settings.database_url),
+        database.SchemaPool(pool, settings.database_url, package=SCHEMA_PACKAGE, schema="billing"),
         watchdog,
         Ready(connection, watchdog),
         Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
@@ -212,7 +196,7 @@ def _stripe_rounds(
     refetch = Refetch(stripe, store, subscriptions)
 
     async def poll_once() -> bool:
-        async with leadership(pool, "poll") as is_leader:
+        async with leadership(pool, "billing.poll") as is_leader:
             if is_leader:
                 await poll.run()
         return False
@@ -224,14 +208,14 @@ def _stripe_rounds(
             return False
         if watchdog.pending:
             return False  # an event that waits would tell what the survey would
-        async with leadership(pool, "survey") as is_leader:
+        async with leadership(pool, "billing.survey") as is_leader:
             if is_leader:
                 await survey.run()
                 await cursors.replace(RECONCILE_SUBSCRIPTIONS, last, now)
         return False
 
     async def refetch_once() -> bool:
-        async with leadership(pool, "refetch") as is_leader:
+        async with leadership(pool, "billing.refetch") as is_leader:
             return is_leader and await refetch.run()
 
     async def mark_overdue() -> bool:

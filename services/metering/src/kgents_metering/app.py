@@ -54,23 +54,17 @@ Classify = Callable[[Message], Event | Dead]
 _log = structlog.get_logger()
 
 
-class LedgerPool:
-    """The pool as a part: migrated before anything else runs, and the meters looked at."""
+class LedgerPool(database.SchemaPool):
+    """The ledger's pool as a part: before anything else runs, the meters are looked at, too."""
 
     def __init__(self, pool: Pool, url: str, meters: MeterCheck) -> None:
-        self._pool = pool
-        self._url = url
+        super().__init__(pool, url, package=schema.PACKAGE, schema=schema.NAME)
         self._meters = meters
 
     async def start(self) -> None:
         """Migrate, open; a ledger that never had meters gets those of the file."""
-        await database.migrate(self._url, package=schema.PACKAGE, schema=schema.NAME)
-        await self._pool.open()
+        await super().start()
         await self._meters.begin()
-
-    async def stop(self) -> None:
-        """Close."""
-        await self._pool.close(timeout=5)
 
 
 async def run(settings: MeteringSettings, clock: Clock | None = None) -> None:

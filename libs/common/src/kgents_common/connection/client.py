@@ -26,7 +26,7 @@ from nats import errors
 from nats.aio import client as nats_client
 from nats.aio.msg import Msg
 
-from kgents_common.connection.wire import Headers, WireParser, read_headers, readable
+from kgents_common.connection.wire import VERSION, Headers, WireParser, read_headers, readable
 
 READ_BYTES = 64 * 1024
 # The server goes on after these (nats-server `client.go`); after every other it closes the connection.
@@ -93,6 +93,16 @@ class Client(nats_client.Client):
         await self._send_command(b"".join((line, headers, payload, b"\r\n")))
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
+
+    async def _send_publish(
+        self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
+    ) -> None:
+        # The server counts headers, too, and closes a client that sends more: for good, as nats-py has it.
+        if headers:
+            lines = sum(len(k) + len(v.encode()) + 4 for k, v in headers.items())
+            if payload_size + lines + len(VERSION) + 4 > self._max_payload:
+                raise errors.MaxPayloadError
+        await super()._send_publish(subject, reply, payload, payload_size, headers)
 
     async def _process_headers(self, headers: bytes | None) -> Headers | None:
         return read_headers(headers) if headers else None

@@ -17,6 +17,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 
 from kgents_common.connection import Connection
 from kgents_common.envelope import Envelope
@@ -28,6 +29,8 @@ MESSAGE_ID = "Nats-Msg-Id"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 # JetStream's err_code for "wrong last sequence" (nats-server server/errors.json).
 WRONG_LAST_SEQUENCE = 10071
+# Those for a message, or its headers (64 KiB), larger than the stream ever takes.
+TOO_LARGE = (10054, 10097)
 # Headers are cut off from the 1 MiB a server takes for headers and payload together; a client that sends
 # more is closed by the server for good.
 MAX_HEADER_BYTES = 64 * 1024
@@ -234,6 +237,9 @@ class Publisher:
         self._pending[token] = (future, loop.time() + self._timeout, is_probe)
         try:
             await client.publish(subject, payload, reply=self._inbox + token, headers=all_headers)
+        except MaxPayloadError as error:
+            self._pending.pop(token, None)
+            raise PermanentError(f"headers and payload are more than {client.max_payload} bytes") from error
         except (NatsError, OSError, ValueError) as error:
             self._pending.pop(token, None)
             raise NotDurableError(f"nats: {type(error).__name__}") from error
@@ -304,4 +310,6 @@ def _read(data: bytes) -> Ack | KgentsError:
         return Ack(reply.stream, reply.seq, reply.duplicate)
     if reply.error.err_code == WRONG_LAST_SEQUENCE:
         return AlreadyThereError("the subject already holds a message")
+    if reply.error.err_code in TOO_LARGE:
+        return PermanentError(f"jetstream: {reply.error.description} ({reply.error.err_code})")
     return NotDurableError(f"jetstream: {reply.error.description} ({reply.error.err_code})")

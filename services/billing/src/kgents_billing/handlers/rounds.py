@@ -1,9 +1,7 @@
-"""Slow work: subscriptions only Stripe can tell, what waits for its tenant, what is dead; and who leads."""
+"""Slow work: subscriptions only Stripe can tell, what waits for its tenant, what is dead."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import msgspec
@@ -22,7 +20,6 @@ from kgents_billing.sinks.store.letters import PATIENCE, Waiting
 from kgents_billing.sinks.store.subscriptions import Stored
 from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi
 from kgents_common.clock import Clock
-from kgents_common.database import transient_errors
 from kgents_common.errors import PermanentError, TransientError
 
 REFETCH_BATCH = 20
@@ -34,25 +31,6 @@ PAYMENT_PATIENCE = timedelta(minutes=10)
 
 Pool = AsyncConnectionPool[AsyncConnection]
 _log = structlog.get_logger()
-
-
-@asynccontextmanager
-async def leadership(pool: Pool, name: str) -> AsyncIterator[bool]:
-    """Whether this process is the one that does `name` now; the lock ends with its connection."""
-    with transient_errors():
-        async with pool.connection() as connection:
-            await connection.set_autocommit(True)
-            key = f"kgents.billing.{name}"
-            row = await (
-                await connection.execute("select pg_try_advisory_lock(hashtextextended(%s, 0))", [key])
-            ).fetchone()
-            is_leader = bool(row and row[0])
-            try:
-                yield is_leader
-            finally:
-                if is_leader and not connection.closed:
-                    await connection.execute("select pg_advisory_unlock(hashtextextended(%s, 0))", [key])
-                await connection.set_autocommit(False)
 
 
 class Refetch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +22,7 @@ from kgents_common import delivery
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import PermanentError, TransientError
+from kgents_common.hands import Hands
 from kgents_common.idempotency import Busy, Held, Leases
 from kgents_common.pull import Delivered, delivered, stored
 from kgents_common.stored_message import StoredMessage
@@ -91,40 +91,27 @@ class Worker:
         self._clock = clock
         self._crash_points = crash_points
         self._on_committed = on_committed
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue(WORKERS * 2)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._is_stopping = False
+        self._hands: Hands[Msg] = Hands(
+            "billing",
+            count=WORKERS,
+            waiting=WORKERS * 2,
+            work=self._one,
+            messages=lambda message: [message],
+            after_failure=BACKOFF[-1],
+        )
 
     async def start(self) -> None:
         """Begin to process what is handed in."""
-        self._tasks = [asyncio.create_task(self._work(), name=f"billing.{n}") for n in range(WORKERS)]
+        await self._hands.start()
 
     async def stop(self) -> None:
         """Take no more, bring what was taken to its end."""
-        self._is_stopping = True
-        await self._queue.join()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._hands.stop()
 
     async def handle(self, messages: list[Msg]) -> None:
         """The broker's door: hand messages in; waits while all hands are full."""
-        for place, message in enumerate(messages):
-            if self._is_stopping:
-                await delivery.nak(messages[place:], delay=timedelta())
-                return
-            await self._queue.put(message)
-
-    async def _work(self) -> None:
-        while True:
-            message = await self._queue.get()
-            try:
-                await self._one(message)
-            except Exception:  # nothing may end this loop: what is not acknowledged comes again
-                _log.exception("billing.failed", seq=message.metadata.sequence.stream)
-                await delivery.nak([message], delay=BACKOFF[-1])
-            finally:
-                self._queue.task_done()
+        for message in messages:
+            await self._hands.put(message)
 
     async def _one(self, message: Msg) -> None:
         metadata = message.metadata

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
@@ -18,6 +17,7 @@ from kgents_common import delivery
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
+from kgents_common.hands import Hands
 from kgents_common.pull import Delivered, delivered, stored
 from kgents_common.retry import Patience
 from kgents_common.telemetry import context_from_headers, exemplar, link_from_headers
@@ -30,6 +30,7 @@ from kgents_metering.sinks.ledger.apply import Outcome
 # commit in either order, as those of two processes do; keys decide what counts.
 WORKERS = 2
 WAITING_BATCHES = 1
+AFTER_FAILURE = timedelta(seconds=5)
 
 _log = structlog.get_logger()
 
@@ -74,39 +75,26 @@ class Applier:
         self._classify = classify
         self._on_applied = on_applied
         self._patience = Patience("metering.apply", on=TransientError)
-        self._queue: asyncio.Queue[list[Msg]] = asyncio.Queue(WAITING_BATCHES)
-        self._workers: list[asyncio.Task[None]] = []
-        self._is_stopping = False
+        self._hands: Hands[list[Msg]] = Hands(
+            "apply",
+            count=WORKERS,
+            waiting=WAITING_BATCHES,
+            work=self._apply,
+            messages=lambda batch: batch,
+            after_failure=AFTER_FAILURE,
+        )
 
     async def start(self) -> None:
         """Begin to apply what is handed in."""
-        self._workers = [asyncio.create_task(self._work(), name=f"apply.{n}") for n in range(WORKERS)]
+        await self._hands.start()
 
     async def stop(self) -> None:
         """Take no more, apply and acknowledge what was taken."""
-        self._is_stopping = True
-        await self._queue.join()
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._hands.stop()
 
     async def handle(self, messages: list[Msg]) -> None:
         """The broker's door: hand a batch in; waits while one is waiting already."""
-        if self._is_stopping:
-            await delivery.nak(messages, delay=timedelta())
-            return
-        await self._queue.put(messages)
-
-    async def _work(self) -> None:
-        while True:
-            messages = await self._queue.get()
-            try:
-                await self._apply(messages)
-            except Exception:  # nothing may end this loop: what is not acknowledged comes again
-                _log.exception("apply.failed", messages=len(messages))
-                await delivery.nak(messages, delay=timedelta(seconds=5))
-            finally:
-                self._queue.task_done()
+        await self._hands.put(messages)
 
     async def _apply(self, messages: list[Msg]) -> None:
         events: list[Event] = []

@@ -15,6 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_common.database import transient_errors
 from kgents_common.errors import TransientError
+from kgents_common.leadership import try_lead
 from kgents_metering.model.wire import Owed
 
 _DUE = """
@@ -70,12 +71,7 @@ class Outbox:
     async def lead(self, connection: AsyncConnection, holder: str) -> bool:
         """Try to become the one that delivers, for as long as `connection` (in autocommit) lives."""
         with transient_errors():
-            row = await (
-                await connection.execute(
-                    "select pg_try_advisory_lock(hashtextextended(%s, 0))", [f"kgents.{self._name}"]
-                )
-            ).fetchone()
-            if row is None or not row[0]:
+            if not await try_lead(connection, self._name):
                 return False
             raised = await (
                 await connection.execute(
