@@ -5,6 +5,8 @@ It is a courtesy: the ledger tells of every one, for ever, and another process o
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from kgents_common.envelope import Envelope
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -18,7 +20,8 @@ class RecentEvents:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self.held_bytes = 0
-        self._events: dict[tuple[str, str, str], tuple[Envelope, int]] = {}
+        # The oldest first: event, sequence, bytes.
+        self._events: OrderedDict[tuple[str, str, str], tuple[Envelope, int, int]] = OrderedDict()
 
     def contradicts(self, event: Envelope, sequence: int) -> bool:
         """Whether an event that came before under the same identity says something else; remembers this one.
@@ -29,19 +32,17 @@ class RecentEvents:
         identity = (event.tenant, event.source, event.id)
         known = self._events.get(identity)
         if known is not None:
-            first, at = known
+            first, at, size = known
             if at <= sequence:
                 return at < sequence and not _is_same(first, event)
-            self._forget(identity)
-        self._events[identity] = (event, sequence)
-        self.held_bytes += _size(event)
+            del self._events[identity]
+            self.held_bytes -= size
+        size = ENTRY_BYTES + len(event.body) + len(event.data)
+        self._events[identity] = (event, sequence, size)
+        self.held_bytes += size
         while self.held_bytes > self._max_bytes:
-            self._forget(next(iter(self._events)))
+            self.held_bytes -= self._events.popitem(last=False)[1][2]
         return False
-
-    def _forget(self, identity: tuple[str, str, str]) -> None:
-        event, _ = self._events.pop(identity)
-        self.held_bytes -= _size(event)
 
 
 def _is_same(first: Envelope, second: Envelope) -> bool:
@@ -49,7 +50,3 @@ def _is_same(first: Envelope, second: Envelope) -> bool:
         return first.payload_hash() == second.payload_hash()
     except (ValueError, ArithmeticError, RecursionError):  # the ledger will say what these are
         return True
-
-
-def _size(event: Envelope) -> int:
-    return ENTRY_BYTES + len(event.body) + len(event.data)
