@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from kgents_common import keyring
+from kgents_common.access import accounts, seeds
 from kgents_devstack import kept
 from kgents_devstack.openmeter import OpenMeterStandIn
 from kgents_devstack.servers import NatsServer, PostgresServer, ValkeyServer, apply_streams
@@ -22,11 +23,13 @@ from kgents_devstack.services import ServiceProcess
 
 STREAM_BYTES = 2 * 1024**3
 TENANTS = ("acme", "globex")
-EVERYTHING = ("metering", "reads", "billing", "backup", "api")
+EVERYTHING = ("metering", "reads", "billing", "backup", "api", "agents")
 # The reads are a role of metering: a process of their own where they are asked for.
-MODULES = {"reads": "kgents_metering"}
+MODULES = {"reads": "kgents_metering", "agents": "kgents_api"}
 # Backup's operators use its commands more than its service: it serves only when told to.
-ARGUMENTS = {"backup": ("run",)}
+ARGUMENTS = {"backup": ("run",), "agents": ("agents",)}
+# Which of the server's users each process is.
+NATS_USERS = {"reads": "metering-reads"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Stack:
                 example = resources.files("kgents_devstack") / "meters.yaml"
                 self.meters_file.write_text(example.read_text())
             self._write_keys()
+            self._make_nats_users()
             starting.enter_context(self.nats)
             self._start_postgres(starting)
             self.redis_url = os.environ.get("REDIS_URL") or starting.enter_context(self.valkey).url
@@ -123,12 +127,7 @@ class Stack:
         return ServiceProcess(
             name,
             self.directory / f"{name}{label}",
-            {
-                **self._environment(),
-                **self._role(name),
-                **self.options.environment.get(name, {}),
-                **environment,
-            },
+            {**self._told(name), **environment},
             module=MODULES.get(name),
             arguments=ARGUMENTS.get(name, ()),
         )
@@ -137,7 +136,7 @@ class Stack:
         """An operator's command of a service, e.g. `command("backup", "drill")`, run to its end."""
         return subprocess.run(
             [sys.executable, "-m", f"kgents_{name}", *arguments],
-            env={**os.environ, **self._told(name)},
+            env={**os.environ, **self._told(name), **self._nats_user("operator")},
             capture_output=True,
             text=True,
             check=False,
@@ -172,8 +171,39 @@ class Stack:
         if self.options.keeps:
             kept.save(self.directory, kept.Identity(self.keys, self.webhook_secret, self.message_id_secret))
 
+    def _make_nats_users(self) -> None:
+        """Each process is a user of its own, as in a cluster: a permission that is missing is missed here."""
+        seeds.make(self._seeds)
+        password = secrets.token_hex(16)
+        keys = seeds.account_keys(self._seeds, password_users={"developer": password})
+        self.nats.extra = accounts(keys)
+        self.nats.login = f"developer:{password}"
+
+    @property
+    def _seeds(self) -> Path:
+        return self.directory / "nats-users"
+
+    def _nats_user(self, name: str) -> dict[str, str]:
+        """What makes a process one of the server's users."""
+        if name == "agents":
+            return {
+                "KGENTS_NATS_ISSUER_SEED_FILE": str(self._seeds / "issuer.nk"),
+                "KGENTS_NATS_RESPONDER_SEED_FILE": str(self._seeds / "agents.nk"),
+                "KGENTS_NATS_CUTTER_SEED_FILE": str(self._seeds / "cutter.nk"),
+            }
+        user = NATS_USERS.get(name, name)
+        return {
+            "NATS_NKEY_SEED_FILE": str(self._seeds / f"{user}.nk"),
+            "NATS_INBOX_PREFIX": f"_INBOX.{user}",
+        }
+
     def _told(self, name: str) -> dict[str, str]:
-        return {**self._environment(), **self._role(name), **self.options.environment.get(name, {})}
+        return {
+            **self._environment(),
+            **self._nats_user(name),
+            **self._role(name),
+            **self.options.environment.get(name, {}),
+        }
 
     def _role(self, name: str) -> dict[str, str]:
         if name == "reads":
@@ -192,7 +222,7 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         return {
-            "NATS_SERVERS": self.nats.url,
+            "NATS_SERVERS": self.nats.address,
             "REDIS_URL": self.redis_url,
             # One tenant and load generators: the limit is at work, and out of the way.
             "KGENTS_RATE_LIMIT_EVENTS_PER_SECOND": "1000000",

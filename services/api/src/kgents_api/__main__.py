@@ -9,8 +9,13 @@ from kgents_common import service
 
 
 def main() -> int:
-    """Serve where no command is given (or `serve`, `--check`); else run the command."""
+    """Serve where no command is given (or `serve`, `--check`) or `agents` is; else run the command."""
     arguments = sys.argv[1:]
+    if arguments[:1] == ["agents"]:
+        from kgents_api import agents
+        from kgents_api.settings import AgentsSettings
+
+        return service.run("agents", AgentsSettings, agents.run)
     if arguments and arguments[0] not in ("serve", "--check"):
         from kgents_api.handlers.commands import run_command  # a service has no need of it
 

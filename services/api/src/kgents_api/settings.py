@@ -125,3 +125,39 @@ class ApiSettings(ServiceSettings):
     @classmethod
     def _names(cls, value: object) -> object:
         return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value
+
+
+class AgentsSettings(ServiceSettings):
+    """The environment of the process that lets agents connect to NATS (`python -m kgents_api agents`)."""
+
+    port: int = Field(8004, validation_alias="KGENTS_PORT", ge=0, le=65535)
+    keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
+    redis_url: str | None = Field(None, validation_alias="REDIS_URL")
+    issuer_seed_file: Path = Field(
+        validation_alias="KGENTS_NATS_ISSUER_SEED_FILE",
+        description="The account key that signs agents' users: whoever has it can let anybody in",
+    )
+    responder_seed_file: Path = Field(
+        validation_alias="KGENTS_NATS_RESPONDER_SEED_FILE", description="Of the user that hears the questions"
+    )
+    cutter_seed_file: Path = Field(
+        validation_alias="KGENTS_NATS_CUTTER_SEED_FILE", description="Of the user that ends connections"
+    )
+    cut_seconds: float = Field(
+        2,
+        validation_alias="KGENTS_AGENTS_CUT_SECONDS",
+        gt=0,
+        description="Between two looks for agents whose credentials have ended",
+    )
+
+    def as_user(self, inbox_prefix: str, seed: Path) -> ServiceSettings:
+        """The same, connecting as one of its two users."""
+        return self.model_copy(
+            update={
+                "nats_nkey_seed_file": seed,
+                "nats_inbox_prefix": inbox_prefix,
+                "nats_user": None,
+                "nats_password": None,
+                "nats_token": None,
+            }
+        )

@@ -78,7 +78,7 @@ def _round(console: Console, stack: Stack, sent: Sent, title: str, roll: random.
         traffic.send_with_openmeter_sdk(sent, url=url, key=key, tenant=TENANT, count=SDK_EVENTS)
         traffic.send_with_cloudevents_sdk(sent, url=url, key=key, count=SDK_EVENTS)
         asyncio.run(traffic.send_burst(sent, url=url, key=key, roll=roll))
-        asyncio.run(traffic.publish_directly(sent, url=stack.nats.url, tenant=TENANT))
+        asyncio.run(traffic.publish_directly(sent, url=stack.nats.address, key=key, tenant=TENANT))
         accepted = time.monotonic() - began
         watch.until_settled()
     lines = _compare(stack, sent)

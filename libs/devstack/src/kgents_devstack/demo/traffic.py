@@ -134,9 +134,9 @@ async def send_burst(sent: Sent, *, url: str, key: str, roll: random.Random) -> 
         await asyncio.gather(*(worker() for _ in range(CONNECTIONS)))
 
 
-async def publish_directly(sent: Sent, *, url: str, tenant: str) -> None:
+async def publish_directly(sent: Sent, *, url: str, key: str, tenant: str) -> None:
     """Straight to NATS, past the door: an event three times without a message id, and garbage."""
-    client = await nats.connect(url)
+    client = await nats.connect(url, token=key, inbox_prefix=f"_INBOX.{tenant}")
     jetstream = client.jetstream()
     body = msgspec.json.encode(
         {

@@ -61,6 +61,9 @@ def binary(version: str) -> str:
 class NatsServer(Server):
     """One server, storing to files and syncing every message before it acknowledges.
 
+    Attributes:
+        login: `<name>:<password>` of a user who may do everything, where `extra` has users; part of `url`.
+
     Args:
         version: Which nats-server; the environment's NATS_SERVER_VERSION, else the installed one.
         extra: More lines for its configuration file (users, leaf nodes, …).
@@ -88,10 +91,17 @@ class NatsServer(Server):
         self.extra = extra
         self._domain = domain
         self._sync_always = sync_always
+        self.login = ""
 
     @property
     def url(self) -> str:
-        """`nats://127.0.0.1:<port>`."""
+        """`nats://127.0.0.1:<port>`, with the developer's name and password where there are users."""
+        login = f"{self.login}@" if self.login else ""
+        return f"nats://{login}127.0.0.1:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """The same without anybody's password: what services and agents are told."""
         return f"nats://127.0.0.1:{self.port}"
 
     @property
