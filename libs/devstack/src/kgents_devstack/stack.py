@@ -41,6 +41,7 @@ class StackOptions:
         environment: By service name, more for its environment.
         sync_always: See `NatsServer`.
         webhook_secrets: More secrets that Stripe's webhooks may be signed with, comma-separated.
+        needs_database: Off, no Postgres is started: for services that have none.
         keeps: The directory may hold a stack already: go on with its keys, its data and what OpenMeter has.
         openmeter_dedupe_seconds: How long the stand-in remembers a key; None for ever.
     """
@@ -52,6 +53,7 @@ class StackOptions:
     meters_file: Path | None = None
     sync_always: bool = True
     webhook_secrets: str = ""
+    needs_database: bool = True
     keeps: bool = False
     openmeter_dedupe_seconds: float | None = None
 
@@ -100,7 +102,8 @@ class Stack:
             self._write_keys()
             self._make_nats_users()
             starting.enter_context(self.nats)
-            self._start_postgres(starting)
+            if self.options.needs_database:
+                self._start_postgres(starting)
             self.redis_url = os.environ.get("REDIS_URL") or starting.enter_context(self.valkey).url
             starting.enter_context(self.openmeter)
             self.apply_streams()

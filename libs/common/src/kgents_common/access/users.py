@@ -91,19 +91,22 @@ def _reads(stream: str) -> tuple[str, ...]:
     )
 
 
-def _not_the_durables(streams: Iterable[str]) -> tuple[str, ...]:
+def _not_the_durables(streams: Iterable[str], *, own: ConsumerSpec | None = None) -> tuple[str, ...]:
     """Without these, whoever may read could drain, change or delete another's durable consumer."""
-    return tuple(
-        subject
-        for one in CONSUMERS
-        if one.stream in streams
-        for subject in (
+    denied: list[str] = []
+    for one in CONSUMERS:
+        if one.stream not in streams:
+            continue
+        denied += (
             f"{API}.CONSUMER.CREATE.{one.stream}.{one.name}",
-            f"{API}.CONSUMER.CREATE.{one.stream}.{one.name}.>",
-            f"{API}.CONSUMER.MSG.NEXT.{one.stream}.{one.name}",
             f"{API}.CONSUMER.DELETE.{one.stream}.{one.name}",
         )
-    )
+        if one is not own:
+            denied += (
+                f"{API}.CONSUMER.CREATE.{one.stream}.{one.name}.>",
+                f"{API}.CONSUMER.MSG.NEXT.{one.stream}.{one.name}",
+            )
+    return tuple(denied)
 
 
 _BOTH = tuple(stream.name for stream in STREAMS)
@@ -146,17 +149,12 @@ BILLING_USER = NatsUser(
         # Whether a fact that may have been published is there already.
         *_reads(subjects.EVENTS),
     ),
-    deny_publish=tuple(
-        subject
-        for subject in _not_the_durables([subjects.EVENTS])
-        if not subject.startswith(tuple(_consumes(BILLING)[1:3]))
-    ),
+    deny_publish=_not_the_durables([subjects.EVENTS], own=BILLING),
 )
 BACKUP_USER = NatsUser(
     "backup",
     publish=(
-        "events.backup.*.>",
-        "events.backup.*",
+        "events.backup.>",
         _heartbeat("backup"),
         *_looks(*_BOTH),
         *(

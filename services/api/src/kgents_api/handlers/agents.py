@@ -188,14 +188,17 @@ class Cutter:
         """
         by_name: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for server, one in await self._connections():
-            by_name[str(one.get("name_tag") or "")].append((server, int(one["cid"])))
+            by_name[str(one.get("authorized_user") or "")].append((server, int(one["cid"])))
         self._metrics.connected.set(sum(map(len, by_name.values())))
         for name, where in by_name.items():
             if await self._is_good(name):
                 continue
             for server, number in where:
                 body = json.dumps({"cid": number}).encode()
-                await self._connection.client.publish(f"$SYS.REQ.SERVER.{server}.KICK", body)
+                client = self._connection.client
+                # A server does nothing for a request that has no reply to answer to.
+                reply = client.new_inbox()
+                await client.publish(f"$SYS.REQ.SERVER.{server}.KICK", body, reply=reply)
                 self._metrics.cut.inc()
                 _log.info("agents.cut", credential=name)
         return False
