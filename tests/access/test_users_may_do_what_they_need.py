@@ -20,7 +20,7 @@ A = "$JS.API"
 NOBODYS = "nobody.may.use.this"
 # Subject or call, and who may publish to it; whoever is not named may not. The operator may all of it.
 TABLE: dict[str, set[str]] = {
-    "agentese.acme.llm.tokens": {"api"},
+    "agentese.acme.llm.tokens": {"api", "metering"},
     "events.stripe.live.invoice_paid.evt_1": {"api", "billing"},
     "events.billing.acme.payment.success": {"billing"},
     "events.backup.drill.passed": {"backup"},
@@ -66,7 +66,7 @@ TABLE: dict[str, set[str]] = {
     f"{A}.CONSUMER.MSG.NEXT.EVENTS.billing-worker": {"billing"},
     f"{A}.CONSUMER.MSG.NEXT.AGENTESE.forward-1": {"api", "backup"},
     f"{A}.CONSUMER.MSG.NEXT.EVENTS.forward-1": {"billing", "backup"},
-    f"{A}.CONSUMER.DELETE.AGENTESE.metering": set(),
+    f"{A}.CONSUMER.DELETE.AGENTESE.metering": {"metering"},
     f"{A}.CONSUMER.DELETE.EVENTS.billing-worker": set(),
     f"{A}.CONSUMER.DELETE.AGENTESE.forward-1": {"api", "backup"},
     f"{A}.CONSUMER.INFO.AGENTESE.metering": {"metering", "streams"},

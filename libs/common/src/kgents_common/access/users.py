@@ -127,12 +127,16 @@ API_USER = NatsUser(
 METERING_USER = NatsUser(
     "metering",
     publish=(
+        # A dead letter is sent again by metering's own command.
+        "agentese.>",
         _heartbeat("metering"),
         _dead_letters("metering"),
         *_looks(*_BOTH),
         # Whether the ledger has what its consumers were told it has.
         *(f"{API}.STREAM.MSG.GET.{stream}" for stream in _BOTH),
         *_consumes(METERING, METERING_BILLING_FACTS),
+        # To have the streams delivered again, its consumers are made anew at the ledger's positions.
+        *(f"{API}.CONSUMER.DELETE.{one.stream}.{one.name}" for one in (METERING, METERING_BILLING_FACTS)),
     ),
 )
 READS_USER = NatsUser("metering-reads", publish=(_heartbeat("metering-reads"), *_looks(*_BOTH)))
