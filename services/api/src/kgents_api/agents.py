@@ -59,7 +59,7 @@ async def run(settings: AgentsSettings) -> None:
     await service.serve(
         settings=settings,
         health=document,
-        app=application(health.routes(document, registry), {}),
+        app=application(health.routes(document), {}),
         parts=[
             asked,
             cutting,
@@ -68,4 +68,5 @@ async def run(settings: AgentsSettings) -> None:
             Upkeep(Round("agents.cutter", cutter.look, settings.cut_seconds)),
         ],
         tracing=tracing,
+        registry=registry,
     )
