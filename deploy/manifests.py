@@ -6,7 +6,6 @@ Rendered by the kustomize of the `kubectl` that the lock file pins; no cluster i
 from __future__ import annotations
 
 import argparse
-import difflib
 import subprocess
 import sys
 import tempfile
@@ -40,11 +39,23 @@ def overlay(name: str, root: Path = ROOT) -> str:
 
 def difference(before: Path, after: Path = ROOT) -> str:
     """What lies between two trees' rendered overlays, as a unified diff; empty where nothing does."""
-    lines: list[str] = []
-    for name in OVERLAYS:
-        old, new = (overlay(name, tree).splitlines(keepends=True) for tree in (before, after))
-        lines += difflib.unified_diff(old, new, f"before/{name}.yaml", f"after/{name}.yaml")
-    return "".join(lines)
+    found: list[str] = []
+    with tempfile.TemporaryDirectory() as directory:
+        for name in OVERLAYS:
+            files = [Path(directory) / side / f"{name}.yaml" for side in ("before", "after")]
+            for file, tree in zip(files, (before, after), strict=True):
+                file.parent.mkdir(exist_ok=True)
+                file.write_text(overlay(name, tree))
+            command = [
+                "git",
+                "diff",
+                "--no-index",
+                "--no-color",
+                *(str(f.relative_to(directory)) for f in files),
+            ]
+            answer = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+            found.append(answer.stdout)
+    return "".join(found)
 
 
 def _write() -> int:

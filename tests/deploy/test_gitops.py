@@ -47,4 +47,4 @@ def test_a_change_of_the_manifests_shows_as_what_is_rendered_differently() -> No
     """`make render`: nothing between a tree and itself, all of it where there was nothing before."""
     assert MANIFESTS["difference"](ROOT, ROOT) == ""
     everything = MANIFESTS["difference"](K8S)
-    assert all(f"+++ after/{name}.yaml" in everything for name in OVERLAYS)
+    assert all(f"+++ b/after/{name}.yaml" in everything for name in OVERLAYS)

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nats
@@ -106,7 +107,13 @@ async def test_three_nodes_form_a_cluster_and_the_job_gives_the_streams_three_re
         told = {**os.environ, "NATS_SERVERS": cluster[0].url}
 
         def applied() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+            """As often as the Job's pod is started again: a cluster without its leader yet refuses."""
+            for _ in range(10):
+                answer = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+                if answer.returncode == 0:
+                    break
+                time.sleep(2)
+            return answer
 
         first, second = [await asyncio.to_thread(applied) for _ in range(2)]
 

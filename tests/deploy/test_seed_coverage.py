@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import yaml
 
 from .rendered import ROOT, Workload, find, overlay, workloads
 
@@ -46,10 +47,11 @@ def test_no_line_of_a_table_is_misread() -> None:
         ("API", 15),
         ("NATS", 12),
         ("Redis", 8),
+        ("Observability", 6),
         ("Network policies", 3),
-        ("External dependencies", 11),
+        ("External dependencies", 12),
         ("Single points", 3),
-        ("Resource summary", 3),
+        ("Resource summary", 7),
     ],
 )
 def test_no_row_of_the_seed_s_tables_is_left_out(heading: str, rows: int) -> None:
@@ -184,3 +186,49 @@ def test_backups_are_made_at_two_in_the_morning_onto_their_own_volume_and_kept_f
         "Etc/UTC",
         "Forbid",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "storage"),
+    [
+        ("prometheus", "512Mi", "50Gi"),
+        ("grafana", "256Mi", "1Gi"),
+        ("loki", "256Mi", "10Gi"),
+        ("tempo", "256Mi", "10Gi"),
+    ],
+)
+def test_the_observability_s_requests_and_volumes_are_the_seed_s(
+    name: str, memory: str, storage: str
+) -> None:
+    """Each asks for 100m; its data are on a volume."""
+    found = workload(name)
+    claimed = [c["spec"] for c in found.source["spec"].get("volumeClaimTemplates", ())]
+    claimed += [
+        find(OBJECTS, "PersistentVolumeClaim", v["persistentVolumeClaim"]["claimName"], O)["spec"]
+        for v in found.pod["volumes"]
+        if "persistentVolumeClaim" in v
+    ]
+
+    assert found.namespace == O
+    assert (resources(name)[0], resources(name)[2]) == ("100m", memory)
+    assert [spec["resources"]["requests"]["storage"] for spec in claimed] == [storage]
+
+
+def test_metrics_are_kept_for_fifteen_days_logs_and_traces_for_seven() -> None:
+    """Told by argument, and by the configurations that the pods mount."""
+    loki, tempo = (
+        yaml.safe_load(next(iter(find(OBJECTS, "ConfigMap", f"{name}-config", O)["data"].values())))
+        for name in ("loki", "tempo")
+    )
+
+    assert "--storage.tsdb.retention.time=15d" in workload("prometheus").pod["containers"][0]["args"]
+    assert loki["limits_config"]["retention_period"] == "168h"
+    assert tempo["compactor"]["compaction"]["block_retention"] == "168h"
+
+
+def test_there_are_at_least_the_seed_s_eight_alerts() -> None:
+    """By name, in what Prometheus mounts."""
+    texts = find(OBJECTS, "ConfigMap", "prometheus-rules", O)["data"].values()
+    rules = [rule for text in texts for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+
+    assert len({rule["alert"] for rule in rules if "alert" in rule}) >= 8
