@@ -101,11 +101,13 @@ async def test_a_full_stream_refuses_and_drops_nothing(client: Client) -> None:
     assert (state.first_seq, state.messages) == (1, 40 - refused)
 
 
-async def test_message_ttl_is_asked_for_only_where_it_exists(client: Client) -> None:
-    """Rule: newer features only behind a check of what the server offers (TTL came with 2.11)."""
+async def test_a_stream_that_allows_message_ttl_stays_as_it_is(client: Client) -> None:
+    """Rule: the version before asked for it, and a server does not take it back: nothing is planned."""
     await streams.ensure(client, streams=SMALL)
-    config = (await streams.request(client, "STREAM.INFO.EVENTS"))["config"]
-    assert config.get("allow_msg_ttl", False) == (streams.server_version(client) >= (2, 11))
+    if streams.server_version(client) >= (2, 11):
+        config = (await streams.request(client, "STREAM.INFO.EVENTS"))["config"]
+        await streams.request(client, "STREAM.UPDATE.EVENTS", {**config, "allow_msg_ttl": True})
+    assert {change.kind for change in await streams.plan(client, streams=SMALL)} == {"unchanged"}
 
 
 def test_the_deployments_command_plans_and_applies(own_nats: NatsServer) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from nats.aio.client import Client
 
 from kgents_common.errors import PermanentError
-from kgents_common.streams.jetstream_api import JetStreamApiError, request, server_version
+from kgents_common.streams.jetstream_api import JetStreamApiError, request
 from kgents_common.streams.specification import (
     CONSUMERS,
     STREAMS,
@@ -66,8 +66,7 @@ async def plan(
     Raises:
         TransientError: JetStream does not answer.
     """
-    server = server_version(client)
-    configs = [stream_config(stream, replicas=replicas, server=server) for stream in streams]
+    configs = [stream_config(stream, replicas=replicas) for stream in streams]
     pairs = zip(streams, configs, strict=True)
     return [
         *[change for spec, config in pairs for change in await _plan_stream(client, spec, config)],
@@ -181,7 +180,6 @@ async def _plan_consumer(client: Client, spec: ConsumerSpec) -> Change:
 _ZERO: dict[str, Any] = {
     "deny_delete": False,
     "allow_direct": False,
-    "allow_msg_ttl": False,
     "description": "",
 }
 

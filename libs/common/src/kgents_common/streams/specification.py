@@ -14,7 +14,6 @@ MIB = 1024**2
 GIB = 1024**3
 # What JetStream stores of a message beside its subject, headers and body (nats-server filestore.go).
 STORED_BYTES = 30
-MESSAGE_TTL_SINCE = (2, 11)
 # In the metadata of a stream that is being restored: whoever else looks leaves it alone.
 RESTORE_MARK = "kgents.restore"
 
@@ -24,7 +23,6 @@ class StreamSpec:
     """One stream. Bytes bound it, not age alone: full, it refuses the publisher and drops nothing.
 
     Attributes:
-        wants_message_ttl: Messages may carry `Nats-TTL`, where the server (2.11 and later) knows it.
         narrowed_from: Subjects that an earlier release stored; to store less than these is what is wanted.
         left_out: Below `narrowed_from`, what is ephemeral: what the stream still holds of it is purged.
     """
@@ -35,7 +33,6 @@ class StreamSpec:
     max_bytes: int
     max_age: timedelta
     duplicate_window: timedelta = timedelta(minutes=2)
-    wants_message_ttl: bool = False
     narrowed_from: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -76,7 +73,6 @@ EVENTS = StreamSpec(
     "The system's own bus, what must last of it",
     max_bytes=2 * GIB,
     max_age=timedelta(days=35),
-    wants_message_ttl=True,
     narrowed_from=("events.>",),
     left_out=("events.heartbeat.>",),
 )
@@ -97,9 +93,9 @@ BILLING = ConsumerSpec(
 CONSUMERS = (METERING, METERING_BILLING_FACTS, BILLING)
 
 
-def stream_config(spec: StreamSpec, *, replicas: int, server: tuple[int, int]) -> dict[str, Any]:
-    """A stream in the terms of `$JS.API.STREAM.CREATE`, for a server of version `server` (major, minor)."""
-    config: dict[str, Any] = {
+def stream_config(spec: StreamSpec, *, replicas: int) -> dict[str, Any]:
+    """A stream in the terms of `$JS.API.STREAM.CREATE`."""
+    return {
         "name": spec.name,
         "description": spec.description,
         "subjects": list(spec.subjects),
@@ -115,9 +111,6 @@ def stream_config(spec: StreamSpec, *, replicas: int, server: tuple[int, int]) -
         "deny_delete": False,
         "allow_direct": True,
     }
-    if spec.wants_message_ttl and server >= MESSAGE_TTL_SINCE:
-        config["allow_msg_ttl"] = True
-    return config
 
 
 def for_rate(

@@ -81,7 +81,6 @@ async def _promote(backup: Backup, arguments: Arguments) -> int:
             )
             if arguments.dry_run:
                 continue
-            dr = await region.dr()
             specification = _specification(one.stream)
             done = await disaster.promote(
                 region,
@@ -91,7 +90,7 @@ async def _promote(backup: Backup, arguments: Arguments) -> int:
                 scratch=backup.local,
                 clock=backup.clock,
                 force_unfenced=arguments.force_unfenced,
-                config=streams.stream_config(specification, replicas=1, server=streams.server_version(dr)),
+                config=streams.stream_config(specification, replicas=1),
             )
             print(
                 f"{one.stream}: promoted by {done.how}; mirrored to {done.mirrored_to}; {done.known_lost}"

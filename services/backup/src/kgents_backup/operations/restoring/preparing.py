@@ -226,4 +226,4 @@ async def _open_config(
     own = next((s for s in streams.STREAMS if s.name == catalogue.stream), None)
     if own is None:
         raise UnrecoverableError(f"every stored configuration of {catalogue.stream} is one of a fence")
-    return streams.stream_config(own, replicas=int(candidates[0].get("num_replicas", 1)), server=(2, 10))
+    return streams.stream_config(own, replicas=int(candidates[0].get("num_replicas", 1)))
