@@ -9,12 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from starlette.applications import Starlette
 
 from kgents_billing.handlers.backfill import Backfill
 from kgents_billing.handlers.commands import run_command
 from kgents_billing.handlers.money_check import DAY_SECONDS, MoneyCheck
 from kgents_billing.handlers.process import Processor
+from kgents_billing.handlers.reads import EXCEPTION_HANDLERS, Reads, routes
 from kgents_billing.handlers.reconcile import Surveyed
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.decision import Options
@@ -91,6 +94,46 @@ async def test_a_days_money_is_held_against_stripe(database_url: str, stripe: St
         assert (await check.run(DAY - DAY_SECONDS, repairs=True)).agrees
         assert await billing.facts() == facts
     await api.close()
+
+
+async def test_a_tenant_sees_its_own_entries(
+    database_url: str, stripe: StripeStandIn, tmp_path: Path
+) -> None:
+    """Rule: what moved, with every state, by the tenant's own key; of another tenant nothing (P8)."""
+    life = happened(stripe)
+    keys = {}
+    records = []
+    for tenant in ("acme", "globex"):
+        keys[tenant], record = keyring.mint(tenant)
+        records.append(record)
+    keyring.write(tmp_path / "keys.json", records)
+    async with told_billing(database_url) as billing:
+        for one in life.told:
+            await billing.take(one.body)
+        reads = Reads(
+            billing.subscriptions, Entries(billing.pool), keyring.Keyring(tmp_path / "keys.json"),
+            SystemClock(), None, livemode=False,
+        )  # fmt: skip
+        app = Starlette(routes=routes(reads), exception_handlers=EXCEPTION_HANDLERS)
+
+        async def asked(tenant: str, query: str = "") -> httpx.Response:
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app), base_url="http://billing"
+            ) as client:
+                headers = {"x-api-key": keys.get(tenant, "")}
+                return await client.get(f"/v1/billing/entries{query}", headers=headers)
+
+        mine = (await asked("acme")).json()
+        assert sum(entry["in_balance"] for entry in mine["entries"] if entry["kind"] != "invoice") == 9300
+        (failed,) = [entry for entry in mine["entries"] if entry["state"] == "failed"]
+        assert {state: mark["amount"] for state, mark in failed["seen"].items()} == {
+            "pending": -300,
+            "failed": -300,
+        }
+        assert len((await asked("acme", "?limit=2")).json()["entries"]) == 2
+        assert (await asked("globex")).json()["entries"] == []
+        assert [(await asked("acme", q)).status_code for q in ("?limit=0", "?limit=x")] == [400, 400]
+        assert (await asked("nobody")).status_code == 401
 
 
 async def test_a_first_look_tells_what_the_events_would_have(

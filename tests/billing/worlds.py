@@ -116,7 +116,8 @@ class World:
         """All of what is left, or a third of it."""
         invoice = self.roll.choice(self.open)
         left = invoice["amount_remaining"]
-        amount = left if self.roll.random() < 0.6 else left // 3
+        is_whole = invoice["status"] == "uncollectible" or self.roll.random() < 0.6
+        amount = left if is_whole else left // 3
         charge = objects.charge(
             new_id("ch"), payer=self.customer, amount=amount, currency=invoice["currency"]
         )
@@ -156,6 +157,8 @@ class World:
 
     def _write_off(self) -> None:
         invoice = self.roll.choice(self.open)
+        if invoice["status"] != "open":
+            return
         invoice["status"] = "uncollectible"
         self._tell("invoice.marked_uncollectible", invoice)
         if self.roll.random() < 0.5:

@@ -13,13 +13,13 @@ import nats
 import psycopg
 import pytest
 import redis
-from tests.billing.lives import START, Life, random_life, snapshot
+from tests.billing.lives import START, Life, random_life, reference, snapshot
 
 from kgents_devstack.stripe import signed
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 from .conftest import System, restarted, wait_for
-from .stripe_door import ENVIRONMENT, SECRET, SERVICES, check_exact, deliver, ended, settle, told
+from .stripe_door import ENVIRONMENT, SECRET, SERVICES, check_exact, deliver, ended, settle, told, waiting
 
 # Between any two steps: claim, commit, release, acknowledge; take, send, mark; announce, mark.
 POINTS = [
@@ -102,13 +102,20 @@ def test_killed_at_a_named_point_as_deployed(make_system: Callable[..., System],
 
 
 def kill_at(point: str, make_system: Callable[..., System], *, is_hurried: bool) -> None:
-    """Die at a point among lives, an event that is nobody's and one that cannot be read; then go on."""
+    """Die at a point among lives, money told backwards, an event that is nobody's and one that cannot be
+    read; then go on."""
     system = make_system(
         services=SERVICES, environment={**ENVIRONMENT, "billing": {"KGENTS_CRASH_AT": point}}
     )
     if is_hurried:
         asyncio.run(_redeliver_after(system.stack.nats.url, seconds=3))
     lives, bodies, distinct = some_lives(2, 12)
+    paid = Life(at=START).wait(5).pay().wait(5).refund(500, "pending").wait(5).refund_ends("failed")
+    paid.wait(5).dispute().wait(5).win_dispute().wait(5).credit(100)
+    paid.wait(5).change(metadata={"tenant_id": "globex"})
+    lives.append(paid)
+    bodies += [one.body for one in reversed(paid.told)]
+    distinct += len(paid.told)
     nobodys = snapshot("invoice.paid", {"id": "in_x", "object": "invoice", "customer": "cus_x"}, second=START)
     bodies[5:5] = [UNREADABLE, nobodys]
     for start in range(0, len(bodies), 10):
@@ -122,7 +129,9 @@ def kill_at(point: str, make_system: Callable[..., System], *, is_hurried: bool)
         redis.Redis.from_url(system.stack.redis_url).flushall()
     restarted(system, "billing")
     settle(system, distinct + 1)
-    check_exact(system, *(life.told for life in lives))
+    wait_for(lambda: waiting(system) == 1)
+    settle(system, distinct + 1)
+    check_exact(system, *(life.told for life in lives), looked_up="acme")
     wanted = [("events.deadletter.billing.unreadable_object", UNREADABLE)]
     wait_for(lambda: asyncio.run(_dead_letters(system.stack.nats.url)) == wanted)
     with psycopg.connect(system.stack.database_url) as connection:
@@ -130,6 +139,15 @@ def kill_at(point: str, make_system: Callable[..., System], *, is_hurried: bool)
             "select (select count(*) from billing.quarantine), (select count(*) from billing.dead)"
         ).fetchone()
     assert counts == (1, 1)
+    assert _entries(system) == sorted(
+        (entry.id, entry.in_balance) for _, entry in reference(paid.told, looked_up="acme").entries.values()
+    )
+
+
+def _entries(system: System) -> list[tuple[str, int]]:
+    """What moved, as the ledger has it."""
+    with psycopg.connect(system.stack.database_url) as connection:
+        return sorted(connection.execute("select id, in_balance from billing.entry").fetchall())
 
 
 async def _redeliver_after(url: str, *, seconds: float) -> None:

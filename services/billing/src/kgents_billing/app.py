@@ -20,6 +20,7 @@ from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Letters, Outbox, Store, Subscriptions
 from kgents_billing.sinks.store.commit import RECONCILE_SUBSCRIPTIONS
 from kgents_billing.sinks.store.cursors import Cursors
+from kgents_billing.sinks.store.entries import Entries
 from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import database, health, service, streams, subjects
@@ -105,7 +106,12 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
             *health.routes(document),
             *reads.routes(
                 reads.Reads(
-                    Subscriptions(pool), keyring, clock, grace, livemode=settings.stripe_mode == "live"
+                    Subscriptions(pool),
+                    Entries(pool),
+                    keyring,
+                    clock,
+                    grace,
+                    livemode=settings.stripe_mode == "live",
                 )
             ),
         ],

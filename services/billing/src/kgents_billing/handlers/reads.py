@@ -1,4 +1,5 @@
-"""The way in for questions: the caller's own subscription and entitlements, from the read model alone."""
+"""The way in for questions: the caller's own subscription, entitlements and entries, from the read model
+alone."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from kgents_billing.model.access import Reading
 from kgents_billing.model.entitlement import best_first, entitlements
+from kgents_billing.model.entries import Entry
 from kgents_billing.model.subscription import Subscription
 from kgents_billing.sinks.store.subscriptions import Stored
 from kgents_common.clock import Clock
@@ -21,6 +23,8 @@ from kgents_common.keyring.reading import FindsKeys, tenant_of
 from kgents_common.problems import problem
 
 SCOPE = "billing:read"
+DEFAULT_ENTRIES = 100
+MAX_ENTRIES = 1000
 
 
 class ReadsSubscriptions(Protocol):
@@ -28,6 +32,13 @@ class ReadsSubscriptions(Protocol):
 
     async def of_tenant(self, tenant: str) -> list[Stored]:
         """Every subscription of a tenant."""
+
+
+class ReadsEntries(Protocol):
+    """What moved, as this door needs it."""
+
+    async def of_tenant(self, tenant: str, limit: int) -> list[Entry]:
+        """A tenant's entries, the latest first."""
 
 
 class Reads:
@@ -40,6 +51,7 @@ class Reads:
     def __init__(
         self,
         subscriptions: ReadsSubscriptions,
+        entries: ReadsEntries,
         keyring: FindsKeys,
         clock: Clock,
         grace: timedelta | None,
@@ -47,6 +59,7 @@ class Reads:
         livemode: bool,
     ) -> None:
         self._subscriptions = subscriptions
+        self._entries = entries
         self._keyring = keyring
         self._clock = clock
         self._grace = grace
@@ -68,6 +81,20 @@ class Reads:
         found = entitlements(tenant, await self._rows(tenant), self._grace, self._clock.now())
         return _json({**msgspec.structs.asdict(found), "livemode": self._livemode})
 
+    async def entries(self, request: Request) -> Response:
+        """What moved, the latest first: each entry with every state it was seen in, and what it comes to."""
+        tenant = self._tenant(request)
+        text = request.query_params.get("limit", str(DEFAULT_ENTRIES))
+        if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_ENTRIES:
+            raise HTTPException(400, f"limit must be a number from 1 to {MAX_ENTRIES}")
+        found = await self._entries.of_tenant(tenant, int(text[:9]))
+        ours = [entry for entry in found if entry.livemode in (None, self._livemode)]
+        shown = [
+            {**msgspec.to_builtins(entry), "state": entry.state, "in_balance": entry.in_balance}
+            for entry in ours
+        ]
+        return _json({"tenant": tenant, "livemode": self._livemode, "entries": shown})
+
     async def _rows(self, tenant: str) -> list[Subscription]:
         """The tenant's subscriptions of this system's mode: a test gives access to nothing real."""
         found = await self._subscriptions.of_tenant(tenant)
@@ -78,10 +105,11 @@ class Reads:
 
 
 def routes(reads: Reads) -> list[BaseRoute]:
-    """`GET /v1/billing/subscription` and `GET /v1/billing/entitlements`."""
+    """`GET /v1/billing/subscription`, `/v1/billing/entitlements` and `/v1/billing/entries`."""
     return [
         Route("/v1/billing/subscription", reads.subscription),
         Route("/v1/billing/entitlements", reads.entitlements),
+        Route("/v1/billing/entries", reads.entries),
     ]
 
 

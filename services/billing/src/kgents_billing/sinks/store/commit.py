@@ -1,4 +1,4 @@
-"""What an event leads to, committed in one transaction, and what is known before it is decided.
+"""What an event leads to, committed in one transaction.
 
 Keys decide what happens once: the event's id, the subscription's version, the fact's semantic key.
 """
@@ -13,18 +13,15 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from kgents_billing.model.decision import Decision, Known, Outcome
+from kgents_billing.model.decision import Decision, Outcome
 from kgents_billing.model.event import StripeEvent
 from kgents_billing.model.facts import Fact
-from kgents_billing.model.ownership import NOW, Kind
-from kgents_billing.model.projection import State
-from kgents_billing.model.subscription import Ownership, Subscription
-from kgents_billing.model.tenant import Hints, Learned, hints
-from kgents_billing.sinks.store.entries import keep_entry, keep_payment, payer
-from kgents_billing.sinks.store.owners import follow, say, words_about
-from kgents_billing.sinks.store.subscriptions import COLUMNS, as_stored
+from kgents_billing.model.subscription import Subscription
+from kgents_billing.model.tenant import Learned, hints
+from kgents_billing.sinks.store.entries import keep_entry, keep_payment
+from kgents_billing.sinks.store.owners import follow, say
+from kgents_billing.sinks.store.surroundings import Surroundings
 from kgents_billing.sinks.store.telling import tell
-from kgents_billing.sinks.store.tenants import unknown_of
 from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
 from kgents_common.dead_letters import Burial, bury
@@ -33,12 +30,6 @@ from kgents_common.stored_message import StoredMessage
 
 RECONCILE_SUBSCRIPTIONS = "subscriptions"
 
-_CUSTOMER = """
-select who.id, customer.tenant
-from (select coalesce(
-    %(customer)s, (select customer from billing.reference where id = any(%(references)s) order by id limit 1)
-) as id) as who left join billing.customer using (id)
-"""
 _APPLIED = """
 insert into billing.applied (event_id, type, outcome)
 select id, %(type)s, %(outcome)s from unnest(%(ids)s::text[]) as id order by id
@@ -108,7 +99,7 @@ class Committed:
     facts: int = 0
 
 
-class Store:
+class Store(Surroundings):
     """Reads what a decision needs and commits what it says.
 
     Args:
@@ -121,83 +112,8 @@ class Store:
         crash_points: CrashPoints,
         knows: Callable[[str], bool] | None = None,
     ) -> None:
-        self._pool = pool
-        self._knows = knows
+        super().__init__(pool, knows)
         self._crash_points = crash_points
-
-    async def known(self, event_ids: Sequence[str], said: Hints) -> Known:
-        """What is known about an event's surroundings.
-
-        Args:
-            event_ids: Its id, and its twin's.
-
-        Raises:
-            TransientError: Postgres is away.
-        """
-        with transient_errors():
-            async with self._pool.connection() as connection:
-                applied = await (
-                    await connection.execute(
-                        "select 1 from billing.applied where event_id = any(%s)", [list(event_ids)]
-                    )
-                ).fetchone()
-                if applied is not None:
-                    return Known(is_applied=True)
-                row = None
-                if said.subscription is not None:
-                    row = await (
-                        await connection.execute(
-                            f"select {COLUMNS} from billing.subscription where id = %s".encode(),
-                            [said.subscription],
-                        )
-                    ).fetchone()
-                who = await (
-                    await connection.execute(
-                        _CUSTOMER, {"customer": said.customer, "references": list(said.references)}
-                    )
-                ).fetchone()
-                customer, tenant = who or (None, None)
-                words = await words_about(connection, said.subscription, customer)
-                named = [name for name in (said.tenant, said.before) if name is not None]
-                unknown = await unknown_of(connection, named, self._knows)
-                paid_by = await payer(connection, said.payment, said.references)
-        return Known(
-            subscription=as_stored(row).row if row else None,
-            customer_tenant=tenant,
-            subscription_words=tuple(word for word in words if word.kind is Kind.SUBSCRIPTION),
-            customer_words=tuple(word for word in words if word.kind is Kind.CUSTOMER),
-            unknown=unknown,
-            payment_tenant=paid_by,
-        )
-
-    async def only_open(self, state: State) -> State:
-        """The state, naming no tenant where it names one that nobody opened.
-
-        Raises:
-            TransientError: Postgres is away.
-        """
-        if state.tenant is None:
-            return state
-        with transient_errors():
-            async with self._pool.connection() as connection:
-                unknown = await unknown_of(connection, [state.tenant], self._knows)
-        return msgspec.structs.replace(state, tenant=None) if unknown else state
-
-    async def ownership(
-        self, name: str, row: Subscription | None, state: State, looked_up: str | None = None
-    ) -> Ownership | None:
-        """Whose a subscription is that was looked at; None where nobody knows.
-
-        Args:
-            looked_up: Whose Stripe's customer object says it is.
-
-        Raises:
-            TransientError: Postgres is away.
-        """
-        known = await self.known([], Hints(subscription=name, customer=state.customer))
-        assigned = known.assigned(NOW)
-        now = state.tenant or known.owner(NOW) or (row.tenant if row else None) or looked_up or assigned
-        return None if now is None else Ownership(now, now, assigned=assigned)
 
     async def commit(
         self, event: StripeEvent, decision: Decision, origin: Origin, *, detail: str = "", again: bool = False
