@@ -17,6 +17,9 @@ from kgents_metering.model.query import Query
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads import Answer, ListedEvent, Row
 
+# An answer of so few rows is made at once; a cursor gives so many at a time, too.
+WHOLE_ROWS = 500
+
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -44,7 +47,17 @@ class Pieces(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def json_rows(found: Answer, echoed: Mapping[str, str], query: Query, tenant: str) -> Response:
+async def _sent(
+    found: Answer, pieces: AsyncIterator[bytes], media_type: str, headers: Mapping[str, str]
+) -> Response:
+    """Whole, with its length, where it is short; else piece by piece."""
+    if found.total > WHOLE_ROWS:
+        return Pieces(pieces, media_type, headers)
+    body = b"".join([piece async for piece in pieces])
+    return Response(body, media_type=media_type, headers=headers)
+
+
+async def json_rows(found: Answer, echoed: Mapping[str, str], query: Query, tenant: str) -> Response:
     """`{from, to, windowSize, data: […]}`, what was asked for echoed."""
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -54,10 +67,10 @@ def json_rows(found: Answer, echoed: Mapping[str, str], query: Query, tenant: st
             separator = b","
         yield b"]}" if separator == b"," else separator + b"]}"
 
-    return Pieces(pieces(), "application/json", {})
+    return await _sent(found, pieces(), "application/json", {})
 
 
-def csv_rows(found: Answer, query: Query, tenant: str, slug: str) -> Response:
+async def csv_rows(found: Answer, query: Query, tenant: str, slug: str) -> Response:
     """OpenMeter's columns: window_start, window_end, subject where grouped, the keys, value."""
     subject = ["subject"] if query.by_subject else []
     head = ["window_start", "window_end", *subject, *query.group_by, "value"]
@@ -68,7 +81,8 @@ def csv_rows(found: Answer, query: Query, tenant: str, slug: str) -> Response:
         async for chunk in found.chunks:
             yield _csv_lines([line(row) for row in chunk])
 
-    return Pieces(pieces(), "text/csv", {"content-disposition": f'attachment; filename="{slug}.csv"'})
+    headers = {"content-disposition": f'attachment; filename="{slug}.csv"'}
+    return await _sent(found, pieces(), "text/csv", headers)
 
 
 def meter(found: MeterInForce) -> dict[str, object]:

@@ -137,10 +137,10 @@ class Reads:
         query = parse_query(values, meter.meter, tenant)
         async with self._usage.open_query(meter, tenant, query) as found:
             if wants_csv(",".join(request.headers.getlist("accept"))):
-                yield answers.csv_rows(found, query, tenant, meter.meter.slug)
+                yield await answers.csv_rows(found, query, tenant, meter.meter.slug)
             else:
                 echoed = {name: values[name][-1] for name in ("from", "to", "windowSize") if values.get(name)}
-                yield answers.json_rows(found, echoed, query, tenant)
+                yield await answers.json_rows(found, echoed, query, tenant)
 
     async def _meter(self, request: Request) -> MeterInForce:
         found = await self._usage.meter(request.path_params["meter"])

@@ -127,7 +127,6 @@ def _ranges(chosen: Levels) -> list[tuple[Level, list[Range]]]:
 
 def _source(level: Level, ranges: Sequence[Range], values: dict[str, Any], is_distinct: bool) -> str:
     """The rows of a level in these ranges."""
-    where = _within(level, ranges, values)
     if is_distinct:
         vhash = "d.vhash"
         table = (
@@ -136,20 +135,27 @@ def _source(level: Level, ranges: Sequence[Range], values: dict[str, Any], is_di
         )
     else:
         vhash, table = "null::bytea", f"metering.{level.table} r"
-    return f"select r.{level.time}, {level.bounds}, {_SUMS}, {vhash} from {table} {where}"
+    return _within(level, f"r.{level.time}, {level.bounds}, {_SUMS}, {vhash}", table, ranges, values)
 
 
-def _within(level: Level, ranges: Sequence[Range], values: dict[str, Any]) -> str:
-    """A level's rows of the meter and tenant in these ranges: one by its bounds, many by joining them."""
-    own = "r.meter = %(meter)s and r.tenant = %(tenant)s"
+def _within(level: Level, columns: str, table: str, ranges: Sequence[Range], values: dict[str, Any]) -> str:
+    """A level's rows of the meter and tenant in these ranges: one by its bounds, many one after another.
+
+    `offset 0` keeps each range a look-up of its own: Postgres cannot know how little many ranges are, and
+    would rather read the whole table once.
+    """
     start, end = f"{level.time}_from", f"{level.time}_to"
     time = f"r.{level.time}"
+    own = f"select {columns} from {table} where r.meter = %(meter)s and r.tenant = %(tenant)s"
     if len(ranges) == 1:
         values[start], values[end] = ranges[0]
-        return f"where {own} and {time} >= %({start})s and {time} < %({end})s"
+        return f"{own} and {time} >= %({start})s and {time} < %({end})s"
     values[start], values[end] = [a for a, _ in ranges], [b for _, b in ranges]
     spans = f"unnest(%({start})s::timestamptz[], %({end})s::timestamptz[]) as p (a, b)"
-    return f"cross join {spans} where {own} and {time} >= p.a and {time} < p.b"
+    return (
+        f"select found.* from {spans}"
+        f" cross join lateral ({own} and {time} >= p.a and {time} < p.b offset 0) as found"
+    )
 
 
 def group_values(
@@ -158,7 +164,7 @@ def group_values(
     """The statement for the values that a group key had in whole minutes."""
     values: dict[str, Any] = {"meter": meter.id, "tenant": tenant, "key": key}
     parts = [
-        f"select coalesce(r.grp->>%(key)s, '') from metering.{level.table} r {_within(level, ranges, values)}"
+        _within(level, "coalesce(r.grp->>%(key)s, '')", f"metering.{level.table} r", ranges, values)
         for level, ranges in _ranges(chosen)
     ]
     # Without any range there is nothing: a statement is a statement all the same.
@@ -166,14 +172,8 @@ def group_values(
     return f"select distinct value from ({source}) as s (value) limit {limit:d}", values
 
 
-def has_usage(meter: MeterInForce, tenant: str, span: Span) -> tuple[str, dict[str, Any]]:
-    """The statement for whether a tenant used a meter in whole minutes."""
-    conditions, values = _where(meter, tenant, span)
-    return f"select exists (select 1 from metering.rollup r where {conditions})", values
-
-
 def first_and_last(meter: MeterInForce, tenant: str, span: Span) -> tuple[str, dict[str, Any]]:
-    """The statement for the first and the last minute there is in the rollup."""
+    """The statement for the first and the last minute there is: two look-ups, however much lies between."""
     conditions, values = _where(meter, tenant, span)
     return f"select min(r.minute), max(r.minute) from metering.rollup r where {conditions}", values
 

@@ -106,9 +106,7 @@ class UsageReads:
     async def has_usage(self, meter: MeterInForce, tenant: str, span: Span) -> bool:
         """Whether the tenant used the meter at all, as exactly as a query over the same span."""
         async with self._reading() as connection:
-            text, values = statement.has_usage(meter, tenant, span)
-            row = await (await connection.execute(text.encode(), values)).fetchone()
-            if row and row[0]:
+            if await _held(connection, meter, tenant, span) is not None:
                 return True
             parts = await measure_edges(connection, meter, tenant, span.edges(), self._limits)
         return bool(parts.deltas)
