@@ -124,7 +124,7 @@ async def test_an_interrupted_restore(client: VerbatimClient, own_nats: NatsServ
     await run("kgents-backup snapshot")
     undo, again = sections()["An interrupted restore"]
     for block in (undo, again):
-        await run("kgents-backup restore --replace", code=137, KGENTS_CRASH_AT="restore.deleted")
+        await run("kgents-backup restore --replace", code=-9, KGENTS_CRASH_AT="restore.deleted")
         await run("kgents-backup status", code=1)
         await run(block)
         assert len(await read_all(client)) == 100
@@ -219,7 +219,8 @@ async def test_a_lost_region(tmp_path: Path) -> None:
     mirror, promote, fence, back = sections()["A lost region"]
     async with two_regions(tmp_path) as (primary, dr):
         store = tmp_path / "store"
-        run = Operator(primary.url, store, KGENTS_DR_NATS_SERVERS=dr.url, KGENTS_BACKUP_STREAMS="AGENTESE")
+        own = {"KGENTS_DR_NATS_SERVERS": dr.url, "KGENTS_BACKUP_STREAMS": "AGENTESE"}
+        run = Operator(primary.url, store, **own)
         vault = Vault(DirectoryStore(store), Sealer())
         async with connected({"servers": primary.url, "max_reconnect_attempts": 1}) as client:
             await streams.apply(client, await streams.plan(client))

@@ -14,6 +14,16 @@ from kgents_backup.model.keys import Line, SegmentName, SnapshotName
 # Bytes a second, measured on two cores: a physical restore, and messages published one by one.
 PHYSICAL_RATE = 80_000_000
 REPLAY_RATE = 8_000_000
+# Messages a second that are read back and compared.
+READ_RATE = 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a server stores small messages, and whether it restores a snapshot one by one."""
+
+    messages_per_second: float
+    is_by_message: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +93,21 @@ class RestorePlan:
         """Bytes of segments to read."""
         return sum(s.size for s in self.segments)
 
-    @property
-    def seconds(self) -> float:
-        """About how long it takes here."""
-        return 1 + self.snapshot_bytes / PHYSICAL_RATE + 4 * self.segment_bytes / REPLAY_RATE
+    def seconds(self, pace: Pace, messages: int) -> float:
+        """About how long it takes: what is stored message by message goes at the server's pace.
+
+        Args:
+            messages: How many the snapshot holds.
+        """
+        base = self.snapshot_bytes / PHYSICAL_RATE
+        if pace.is_by_message:
+            base = max(base, messages / pace.messages_per_second)
+        # A segment accounts for gaps, too: at most so many messages.
+        tail = sum(
+            s.last - max(s.first - 1, self.snapshot.last if self.snapshot else 0) for s in self.segments
+        )
+        replay = max(4 * self.segment_bytes / REPLAY_RATE, tail / pace.messages_per_second)
+        return 1 + base + replay + (messages + tail) / READ_RATE
 
 
 def choose_line(catalogue: Catalogue, until: Until, opened_at: Mapping[Line, datetime]) -> LineFiles:

@@ -199,8 +199,11 @@ class DailyRun:
         self.metrics.last_upload.set(self.clock.now().timestamp())
         return copied
 
-    async def drill(self, stream: str) -> bool:
+    async def drill(self, stream: str, vault: Vault | None = None) -> bool:
         """Restore the newest state into a scratch server and compare; whether it passed.
+
+        Args:
+            vault: Instead of the local one.
 
         Raises:
             PermanentError: It did not pass.
@@ -209,7 +212,12 @@ class DailyRun:
         try:
             async with scratch_server(self.drill_nats, self.drill_directory) as scratch:
                 report = await drill(
-                    await self.client(), scratch, self.local, stream, clock=self.clock, progress=self.progress
+                    await self.client(),
+                    scratch,
+                    vault or self.local,
+                    stream,
+                    clock=self.clock,
+                    progress=self.progress,
                 )
         except PermanentError as error:
             await self.announcer.announce("drill.failed", {"stream": stream, "faults": [str(error)]})

@@ -21,7 +21,7 @@ def add_disaster_commands(parser: argparse.ArgumentParser) -> None:
     mirror.add_argument("--replicas", type=int, default=1)
     mirror.set_defaults(run=_mirror)
     promote = commands.add_parser("promote", help="make the mirrors the streams")
-    promote.add_argument("--store", choices=("all", "local", "offsite", "none"), default="offsite")
+    promote.add_argument("--store", choices=("all", "local", "offsite", "none"), default="all")
     promote.add_argument(
         "--force-unfenced", action="store_true", help="although the old primary answers and is not fenced"
     )

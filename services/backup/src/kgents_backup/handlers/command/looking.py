@@ -76,7 +76,7 @@ async def run_drill(backup: Backup, arguments: Arguments) -> int:
     is_passed = True
     for stream in streams_of(backup, arguments):
         try:
-            await backup.daily.drill(stream)
+            await backup.daily.drill(stream, backup.vault(arguments.store))
             print(f"{stream}: drill passed")
         except KgentsError as error:
             is_passed = False

@@ -122,9 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     discard = command("discard", "delete what was kept of streams as they were before a restore")
     discard.add_argument("--dry-run", action="store_true")
     discard.set_defaults(run=run_discard)
-    command("drill", "restore into a scratch server and compare with the live stream").set_defaults(
-        run=run_drill
-    )
+    drill = command("drill", "restore into a scratch server and compare with the live stream", store=True)
+    drill.set_defaults(run=run_drill)
     prune_ = command("prune", "delete what retention lets go")
     prune_.add_argument("--dry-run", action="store_true")
     prune_.set_defaults(run=run_prune)

@@ -10,8 +10,9 @@ from kgents_backup.handlers.command.surroundings import Arguments, complain, str
 from kgents_backup.handlers.progress import amount
 from kgents_backup.model.faults import RefusedError
 from kgents_backup.model.keys import Line
-from kgents_backup.model.plan import Until
+from kgents_backup.model.plan import Pace, Until
 from kgents_backup.model.restoration import MARK
+from kgents_backup.operations.pace import measure
 from kgents_backup.operations.restoring import Prepared, RestoreReport, journal, prepare, restore
 from kgents_backup.operations.restoring.transaction import Restoration, Wanted
 from kgents_backup.operations.system import SystemRestore
@@ -39,9 +40,10 @@ async def run_restore(backup: Backup, arguments: Arguments) -> int:
     if arguments.dry_run or is_beside:
         return await _beside(backup, arguments, streams, until, line)
     is_good = True
+    pace = await measure(await backup.client())
     async with backup.daily.lease(backup.local) as lease:
         for stream in streams:
-            restoration = await _restoration(backup, arguments.store, lease)
+            restoration = await _restoration(backup, arguments.store, lease, pace)
             wanted = Wanted(
                 stream,
                 until,
@@ -68,7 +70,7 @@ async def _system(backup: Backup, arguments: Arguments, until: Until) -> int:
     url = backup.settings.database_url
     async with backup.daily.lease(backup.local) as lease:
         system = SystemRestore(
-            await _restoration(backup, arguments.store, lease),
+            await _restoration(backup, arguments.store, lease, await measure(await backup.client())),
             backup.settings.streams,
             url.get_secret_value() if url else None,
             on_stream=lambda report: print(report_text(report), flush=True),
@@ -118,7 +120,7 @@ async def _undo(backup: Backup, streams: Sequence[str]) -> int:
     return 0
 
 
-async def _restoration(backup: Backup, store: str, lease: Lease) -> Restoration:
+async def _restoration(backup: Backup, store: str, lease: Lease, pace: Pace | None = None) -> Restoration:
     async def upload() -> None:
         await backup.daily.upload()
 
@@ -130,7 +132,7 @@ async def _restoration(backup: Backup, store: str, lease: Lease) -> Restoration:
         backup.owner,
         upload=upload,
         check=lease.check,
-        on_plan=lambda prepared: print(plan_text(prepared, backup.vault(store).name, None), flush=True),
+        on_plan=lambda prepared: print(plan_text(prepared, backup.vault(store).name, None, pace), flush=True),
         progress=backup.progress,
         crash=backup.crash,
     )
@@ -142,6 +144,7 @@ async def _beside(
     """The plan alone, or a restore that touches no live stream."""
     vault = backup.vault(arguments.store)
     is_good = True
+    is_beside = arguments.into is not None
     plans: list[Prepared] = []
     for stream in streams:
         try:
@@ -159,7 +162,8 @@ async def _beside(
             is_good = False
             continue
         plans.append(prepared)
-        print(plan_text(prepared, vault.name, arguments.into))
+        pace = None if is_beside and "://" in arguments.into else await measure(await backup.client())
+        print(plan_text(prepared, vault.name, arguments.into, pace))
         if arguments.dry_run and arguments.into is None:
             print(await _what_is_there(backup, stream))
     if arguments.dry_run:
@@ -215,7 +219,7 @@ def _line(arguments: Arguments) -> Line | None:
     return line
 
 
-def plan_text(prepared: Prepared, store: str, into: str | None) -> str:
+def plan_text(prepared: Prepared, store: str, into: str | None, pace: Pace | None = None) -> str:
     plan = prepared.plan
     base = (
         f"the snapshot of {plan.snapshot.taken_at.isoformat()} (sequence {plan.snapshot.last},"
@@ -229,7 +233,7 @@ def plan_text(prepared: Prepared, store: str, into: str | None) -> str:
         + f", from {store}, line {plan.line}:",
         f"  1. restore {base}",
         f"  2. replay {len(plan.segments)} segments ({amount(plan.segment_bytes, 'bytes')})",
-        f"  3. at most sequence {plan.reaches}; about {plan.seconds:.0f} s",
+        f"  3. at most sequence {plan.reaches}{_time_text(prepared, pace)}",
     ]
     lines += [
         f"  then what only line {other.line} holds ({len(other.segments)} segments,"
@@ -241,6 +245,23 @@ def plan_text(prepared: Prepared, store: str, into: str | None) -> str:
     if plan.hole is not None:
         lines.append(f"  nothing accounts for sequence {plan.hole}: the tail ends before it")
     return "\n".join(lines)
+
+
+def _time_text(prepared: Prepared, pace: Pace | None) -> str:
+    if pace is None:
+        return ""
+    messages = int(prepared.manifest.state["messages"]) if prepared.manifest else 0
+    return (
+        f"; about {amount_of_time(prepared.plan.seconds(pace, messages))}"
+        f" (this server stores {pace.messages_per_second:,.0f} small messages a second now)"
+    )
+
+
+def amount_of_time(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def report_text(report: RestoreReport) -> str:
