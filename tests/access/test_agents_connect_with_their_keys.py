@@ -130,15 +130,24 @@ async def test_no_acknowledgement_can_be_steered_into_our_subjects(stack: Stack)
 
 
 async def test_who_shows_nothing_good_is_not_let_in(stack: Stack) -> None:
-    """Rule: no key, an unknown one, a service's name, a key that may not write."""
+    """Rule: no key, an unknown one, a service's name, a key that may not write; and what a server cannot check: a
+    key of several tenants, a session bound to its sources."""
     assert not await is_let_in(stack)
     assert not await is_let_in(stack, token="kg_" + "x" * 43)
     assert not await is_let_in(stack, user="metering", password="metering")
     assert not await is_let_in(stack, token="a\x00b\udcff".encode("utf-8", "replace").decode())
-    key, record = keyring.mint("acme", ["usage:read"])
-    keyring.write(stack.keyring_file, [*keyring.load(stack.keyring_file), record])
+    reader = keyring.mint("acme", ["usage:read"])
+    wide = [keyring.mint(tenants, ["events:write"]) for tenants in (["acme", "globex"], "*")]
+    records = [record for _, record in (reader, *wide)]
+    keyring.write(stack.keyring_file, [*keyring.load(stack.keyring_file), *records])
     await asyncio.sleep(1.5)  # services look at the file every second
-    assert not await is_let_in(stack, token=key)
+    for key, _ in (reader, *wide):
+        assert not await is_let_in(stack, token=key)
+    bound = {"agent": "a1", "sources": ["agents/a1"]}
+    async with httpx.AsyncClient(base_url=stack.service("api").url, timeout=60) as door:
+        headers = {"authorization": f"Bearer {stack.keys['acme']}"}
+        minted = await door.post("/v1/sessions", json=bound, headers=headers)
+    assert not await is_let_in(stack, token=minted.json()["token"])
 
 
 async def test_a_session_ends_with_its_time_and_when_it_is_ended(stack: Stack) -> None:
@@ -165,7 +174,7 @@ async def test_a_session_ends_with_its_time_and_when_it_is_ended(stack: Stack) -
 
 async def test_a_revoked_key_is_cut_off_and_others_are_not(stack: Stack) -> None:
     """Rule: within seconds, on whatever server it is; the others notice nothing."""
-    key, record = keyring.mint("acme")
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(stack.keyring_file, [*keyring.load(stack.keyring_file), record])
     await asyncio.sleep(1.5)
     revoked = await connected(stack, key, allow_reconnect=False)

@@ -14,7 +14,7 @@ from kgents_common.application import application
 from kgents_common.clock import SystemClock
 from kgents_common.connection import Connection
 from kgents_common.health import Check, Health, Status
-from kgents_common.keyring import Keyring
+from kgents_common.keyring import open_keyring
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep
 
@@ -31,7 +31,7 @@ async def run(settings: AgentsSettings) -> None:
     tracing = Tracing(service="agents", instance=settings.instance, endpoint=settings.otlp_endpoint)
     redis = SharedRedis(settings.redis_url) if settings.redis_url else None
     kept = RedisSessions(redis) if redis else None
-    keyring = Keyring(settings.keyring_file, clock)
+    keyring = open_keyring(settings, settings.keyring_file, clock)
     asked = Connection(
         settings.as_user(RESPONDER_USER.inbox_prefix, settings.responder_seed_file), name="kgent-agents"
     )
@@ -53,6 +53,7 @@ async def run(settings: AgentsSettings) -> None:
         if responder.is_listening and asked.is_reading
         else Check(Status.DOWN, "hears no question")
     )
+    document.needed["keys"] = keyring.check
     document.useful["cutter"] = lambda: health.up(cutting.is_reading)
     if redis:
         document.useful["redis"] = lambda: health.circuit(redis.breaker)

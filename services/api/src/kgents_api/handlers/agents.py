@@ -23,6 +23,7 @@ from kgents_api.handlers.authentication import Authentication
 from kgents_api.handlers.refusal import Refused
 from kgents_api.model import sessions
 from kgents_api.model.agent_user import SCOPE, agent_user
+from kgents_api.model.caller import Caller
 from kgents_api.model.sessions import Sessions
 from kgents_common.access import AGENTS, tokens
 from kgents_common.clock import Clock
@@ -114,6 +115,7 @@ class Responder:
                 SCOPE,
                 address=asked.address,
             )
+            _check_fits(caller)
             user = agent_user(caller, expires_at=await self._ends(asked.shown))
         except Refused as refused:
             outcome = "unavailable" if refused.response.status_code == 503 else "refused"
@@ -158,6 +160,16 @@ class Responder:
         except (KgentsError, NatsError, OSError) as error:  # not answered: the server refuses the client
             self._metrics.asked.labels("unavailable").inc()
             _log.warning("agents.not_answered", error=type(error).__name__)
+
+
+def _check_fits(caller: Caller) -> None:
+    """A server knows subjects: neither whose an event of a key of several tenants is, nor any source.
+
+    Raises:
+        Refused: 403 for credentials that send over HTTP alone.
+    """
+    if caller.tenants is not None or caller.sources:
+        raise Refused(403, "these credentials send over HTTP alone", reason="forbidden")
 
 
 class Cutter:
