@@ -130,8 +130,8 @@ async def test_no_acknowledgement_can_be_steered_into_our_subjects(stack: Stack)
 
 
 async def test_who_shows_nothing_good_is_not_let_in(stack: Stack) -> None:
-    """Rule: no key, an unknown one, a service's name, a key that may not write; and what no server can check: a
-    key of several tenants, a session bound to its sources."""
+    """Rule: no key, an unknown one, a name of a service, a key that may not write; and what no server can
+    check: a key of several tenants, a session bound to its sources."""
     assert not await is_let_in(stack)
     assert not await is_let_in(stack, token="kg_" + "x" * 43)
     assert not await is_let_in(stack, user="metering", password="metering")
