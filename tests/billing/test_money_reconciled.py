@@ -104,7 +104,7 @@ async def test_a_tenant_sees_its_own_entries(
     keys = {}
     records = []
     for tenant in ("acme", "globex"):
-        keys[tenant], record = keyring.mint(tenant)
+        keys[tenant], record = keyring.mint(tenant, keyring.TENANT_SCOPES)
         records.append(record)
     keyring.write(tmp_path / "keys.json", records)
     async with told_billing(database_url) as billing:
