@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kgents_api.handlers.request import expected_size
 from kgents_api.model.rate_limit import Bucket, Quota, RateLimiter
 from kgents_api.model.tenant_limits import FairShare, Limit, TenantLimits
 from kgents_api.settings import ApiSettings
@@ -78,6 +79,22 @@ def test_one_that_fills_the_door_leaves_room_for_whoever_comes() -> None:
             share.leave(tenant, 5)
     assert share.total == 0
     assert share.enter("noisy", 50)
+
+
+@pytest.mark.parametrize(
+    ("headers", "size"),
+    [
+        ({"content-length": "10"}, 10),
+        ({"content-length": "1000"}, 100),
+        ({"content-length": "9" * 40}, 100),
+        ({"content-length": "x"}, 100),
+        ({}, 100),
+        ({"content-length": "10", "content-encoding": "gzip"}, 100),
+    ],
+)
+def test_a_request_is_counted_for_as_much_as_it_may_hold(headers: dict[str, str], size: int) -> None:
+    """Rule: memory is bounded before a byte of the body is read."""
+    assert expected_size(headers, 100) == size
 
 
 def test_a_tenant_that_writes_too_much_is_refused_and_another_is_not(
