@@ -29,12 +29,7 @@ def media_type(headers: dict[str, str]) -> str:
 
 
 def expected_size(headers: dict[str, str], limit: int) -> int:
-    """How many bytes a body will have at most: what is declared, within the limit, else the limit.
-
-    A packed body's length says nothing of what it holds.
-    """
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        return limit
+    """How many bytes a body will have at most: what is declared, within the limit, else the limit."""
     if encoding_of(headers):
         return limit  # a few bytes may be as many as are allowed
     declared = headers.get("content-length", "")
