@@ -31,7 +31,7 @@ class BackupSettings(ServiceSettings):
     key_file: Path | None = Field(None, validation_alias="KGENTS_BACKUP_KEY_FILE")
     local_days: float = Field(7, validation_alias="KGENTS_BACKUP_LOCAL_DAYS", gt=0)
     offsite_days: float = Field(30, validation_alias="KGENTS_BACKUP_OFFSITE_DAYS", gt=0)
-    archive_seconds: float = Field(5, validation_alias="KGENTS_BACKUP_ARCHIVE_SECONDS", gt=0, le=10)
+    archive_seconds: float = Field(3, validation_alias="KGENTS_BACKUP_ARCHIVE_SECONDS", gt=0, le=10)
     segment_bytes: int = Field(4 * 1024 * 1024, validation_alias="KGENTS_BACKUP_SEGMENT_BYTES", ge=1024)
     daily_at: time | None = Field(
         time(2, 0),
