@@ -27,6 +27,7 @@ def main() -> int:
     demo.add_argument("--directory", type=Path, help="keep files here instead of a temporary directory")
     bench = commands.add_parser("bench", help="measure against bare floors")
     bench.add_argument("only", nargs="*", help="names of benchmarks; all but soak where none is")
+    commands.add_parser("documents", help="write the documents that are made from code")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _unwind)
@@ -40,6 +41,12 @@ def main() -> int:
             from kgents_devstack.demo import run_demo
 
             return run_demo(seed=arguments.seed, directory=arguments.directory)
+        if arguments.command == "documents":
+            from kgents_devstack.documents import documents
+
+            for name, text in documents().items():
+                Path(name).write_text(text)
+            return 0
         from kgents_devstack.bench import run_bench
 
         return run_bench(arguments.only)

@@ -108,7 +108,7 @@ def document(limits: Limits, more: Mapping[str, Any]) -> dict[str, Any]:
                 },
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             },
-            "schemas": {**schemas, "CloudEvent": _cloud_event(), "Problem": _problem()},
+            "schemas": {**schemas, "CloudEvent": event_schema(), "Problem": _problem()},
         },
     }
     for path, operations in more.items():  # a path may have methods of both
@@ -159,7 +159,8 @@ def _health(operation: str, summary: str) -> dict[str, Any]:
     return {"operationId": operation, "summary": summary, "responses": answers}
 
 
-def _cloud_event() -> dict[str, Any]:
+def event_schema() -> dict[str, Any]:
+    """An event as it is taken, in JSON Schema."""
     text = {"type": "string", "minLength": 1, "pattern": envelope.TEXT_PATTERN}
     return {
         "type": "object",

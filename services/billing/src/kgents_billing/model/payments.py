@@ -14,7 +14,7 @@ from kgents_billing.model.entries import Entry, EntryKind, Mark
 from kgents_billing.model.event import Json, StripeEvent, at, reference, second_of
 from kgents_billing.model.facts import Fact, without_nothing
 
-_INVOICE_VERBS = {
+INVOICE_VERBS = {
     "invoice.finalized": "finalized",
     "invoice.finalization_failed": "finalization_failed",
     "invoice.voided": "voided",
@@ -86,7 +86,7 @@ def invoice_said(event: StripeEvent, invoice: Json, *, tells_zero: bool = False)
         details = {"due": _remaining(invoice), "attempt_count": attempt, "reason": reason}
         key, old = f"{prefix}:{name}:{attempt}:{event.second}", f"pay.action:{name}:{attempt}"
         return Said([fact(event, kinds.ACTION_REQUIRED, key, {**common, **details}, formerly=(old,))])
-    verb = _INVOICE_VERBS.get(event.type)
+    verb = INVOICE_VERBS.get(event.type)
     if verb is None:
         return Said()
     told = fact(event, f"invoice.{verb}", f"inv.{verb}:{name}", {**common, "due": _remaining(invoice)})
