@@ -86,7 +86,7 @@ def test_prometheus_finds_every_service_by_a_port_that_it_has() -> None:
                 for container in pod["spec"]["containers"]:
                     ports[name] |= {port["name"] for port in container.get("ports", ())}
     for name in ("kgent-api", "kgent-metering", "kgent-metering-reads", "kgent-billing", "kgent-backup"):
-        assert "http" in ports[name], name
+        assert "operations" in ports[name], name
     assert "metrics" in ports["nats"]
     assert "status" in ports["triad-kong"]
 
@@ -219,7 +219,7 @@ def test_log_lines_and_exemplars_name_their_trace(collected: tuple[Stack, Collec
     until(lambda: bool(lines()), state=log.read_text)
     assert lines()[-1]["trace_id"] == CONFLICTING
     openmetrics = {"accept": "application/openmetrics-text; version=1.0.0"}
-    text = httpx.get(f"{stack.service('api').url}/metrics", headers=openmetrics).text
+    text = httpx.get(f"{stack.service('api').operations_url}/metrics", headers=openmetrics).text
     assert f'trace_id="{CONFLICTING}"' in text
-    text = httpx.get(f"{stack.service('metering').url}/metrics", headers=openmetrics).text
+    text = httpx.get(f"{stack.service('metering').operations_url}/metrics", headers=openmetrics).text
     assert f'trace_id="{CONFLICTING}"' in text

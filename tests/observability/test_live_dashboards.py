@@ -90,7 +90,7 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """It has watched events, garbage, repeats, a subscription's life and a drill."""
     command = program("prometheus")
     directory = tmp_path_factory.mktemp("prometheus")
-    targets = {f"kgent-{name}": stack.service(name).port for name in EVERYTHING}
+    targets = {f"kgent-{name}": stack.service(name).operations_port for name in EVERYTHING}
     exporter_command = shutil.which("prometheus-nats-exporter")
     exporter = Exporter(directory, exporter_command, stack.nats.monitor_url) if exporter_command else None
     if exporter is not None:
@@ -119,7 +119,7 @@ def work(stack: Stack) -> None:
     subscription.run(console, stack, roll)
     drill.run(console, stack)
     headers = {"authorization": f"Bearer {key}"}
-    httpx.get(f"{stack.service('metering').url}/api/v1/meters/tokens/query", headers=headers)
+    httpx.get(f"{stack.reads.url}/api/v1/meters/tokens/query", headers=headers)
 
 
 def test_every_panel_shows_something(prometheus: Prometheus) -> None:

@@ -62,23 +62,23 @@ def _in(path: Path, package: str) -> Iterator[Metric]:
         kind = node.func.id
         if kind not in KINDS | FAMILIES or not node.args:
             continue
-        name, documentation, *rest = node.args
-        given = next((k.value for k in node.keywords if k.arg in ("labelnames", "labels")), None)
-        labels = given if given is not None else (rest[0] if rest and kind in KINDS else None)
-        if not isinstance(name, ast.Constant) or not isinstance(name.value, str):
+        name, *others = node.args
+        if not isinstance(name, ast.Constant) or not str(name.value).startswith("kgents_"):
             continue  # `collections.Counter(words)` is another's
-        if not name.value.startswith("kgents_"):
-            continue
+        named = {keyword.arg: keyword.value for keyword in node.keywords}
+        documentation, *rest = others or [named["documentation"]]
+        given = named.get("labelnames", named.get("labels"))
+        labels = given if given is not None else (rest[0] if rest and kind in KINDS else None)
         try:
             yield Metric(
-                _exported(name.value, kind),
+                _exported(str(name.value), kind),
                 kind.removesuffix("MetricFamily"),
                 str(ast.literal_eval(documentation)),
                 frozenset(ast.literal_eval(labels)) if labels is not None else frozenset(),
                 package,
             )
         except ValueError as error:
-            raise ValueError(f"{path}:{node.lineno}: {name.value} is not declared in literals") from error
+            raise ValueError(f"{path}:{node.lineno}: {name.value!r} is not declared in literals") from error
 
 
 def _exported(name: str, kind: str) -> str:

@@ -93,6 +93,9 @@ which are missing. What is of OpenTelemetry alone (`OTEL_*`) is as its specifica
 
 _TAIL = """## Health
 
+On the main port the answers are a status alone; on the operators' port (`KGENTS_OPERATIONS_PORT`, a thousand above the main one)
+they say everything, and there alone are `/metrics`, `/docs` and `/openapi.json`.
+
 | path | question | use |
 |---|---|---|
 | `/health/live` | does this process run? | liveness; asks no neighbour, so a neighbour's outage restarts nobody |
