@@ -39,7 +39,7 @@ TABLE: dict[str, set[str]] = {
     f"{A}.STREAM.LIST": set(),
     f"{A}.STREAM.DELETE.AGENTESE": set(),
     f"{A}.STREAM.DELETE.EVENTS": set(),
-    f"{A}.STREAM.PURGE.AGENTESE": {"streams"},
+    f"{A}.STREAM.PURGE.AGENTESE": {"metering", "streams"},
     f"{A}.STREAM.CREATE.OTHER": set(),
     f"{A}.STREAM.CREATE.AGENTESE": {"streams"},
     f"{A}.STREAM.UPDATE.EVENTS": {"streams"},

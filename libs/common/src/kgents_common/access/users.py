@@ -135,6 +135,8 @@ METERING_USER = NatsUser(
         # Whether the ledger has what its consumers were told it has.
         *(f"{API}.STREAM.MSG.GET.{stream}" for stream in _BOTH),
         *_consumes(METERING, METERING_BILLING_FACTS),
+        # What is applied, archived and old enough leaves the stream (KGENTS_RAW_DAYS).
+        f"{API}.STREAM.PURGE.{subjects.AGENTESE}",
         # To have the streams delivered again, its consumers are made anew at the ledger's positions.
         *(f"{API}.CONSUMER.DELETE.{one.stream}.{one.name}" for one in (METERING, METERING_BILLING_FACTS)),
     ),
