@@ -179,7 +179,7 @@ def test_an_overlay_is_applied_twice_without_an_error_a_warning_or_a_change(
     """Server-side, strictly; the second time nothing is different."""
     objects = given(name, cluster)
     # Done, and gone after its time: another overlay's Job is another.
-    cluster.api.kubectl("delete", "job", "--namespace", "kgents-agents", "--all", "--wait=false")
+    cluster.api.kubectl("delete", "job", "--all-namespaces", "--all", "--wait=false")
 
     first = cluster.apply(objects)
     before = stored(cluster, objects)
