@@ -51,7 +51,9 @@ class Node(Server):
 
     def _environment(self) -> Mapping[str, str]:
         region = find(overlay("local"), "ConfigMap", "nats-region")["data"]
-        return {"POD_NAME": self.name, "NATS_DOMAIN": region["domain"], "NATS_CLUSTER": region["cluster"]}
+        keys = find(overlay("local"), "ConfigMap", "nats-public-keys")["data"]
+        own = {"POD_NAME": self.name, "NATS_DOMAIN": region["domain"], "NATS_CLUSTER": region["cluster"]}
+        return {**own, **keys}
 
     def _is_ready(self) -> bool:
         """By the readiness probe's own question."""

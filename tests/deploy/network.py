@@ -22,6 +22,7 @@ class End:
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = POD_ADDRESS
     ports: Mapping[str, int] = field(default_factory=dict)
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_allowed(
@@ -74,7 +75,8 @@ def _is_peer(peer: Mapping[str, Any], other: End, own: End) -> bool:
         return False
     if "namespaceSelector" in peer:
         # Kubernetes itself gives each namespace its name as a label.
-        if not is_selected(peer["namespaceSelector"], {"kubernetes.io/metadata.name": other.namespace}):
+        labels = {**other.namespace_labels, "kubernetes.io/metadata.name": other.namespace}
+        if not is_selected(peer["namespaceSelector"], labels):
             return False
     elif other.namespace != own.namespace:
         return False

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic_settings import BaseSettings
 
-from kgents_api.settings import ApiSettings
+from kgents_api.settings import AgentsSettings, ApiSettings
 from kgents_backup.settings import BackupSettings
 from kgents_billing.settings import BillingSettings
 from kgents_common import streams
@@ -245,8 +245,12 @@ def ours(objects: tuple[Object, ...]) -> Iterator[tuple[Workload, Mapping[str, A
         for container in workload.containers:
             image = re.search(r"kgents/([a-z]+):", container["image"])
             if image:
-                is_streams = "kgents_common.streams" in container.get("command", ())
-                yield workload, container, ServiceSettings if is_streams else SETTINGS[image.group(1)]
+                found = SETTINGS[image.group(1)]
+                if "kgents_common.streams" in container.get("command", ()):
+                    found = ServiceSettings
+                elif container.get("args") == ["agents"]:
+                    found = AgentsSettings
+                yield workload, container, found
 
 
 @PER_OVERLAY
@@ -263,7 +267,7 @@ def test_every_variable_of_ours_is_read_by_its_service_and_every_needed_one_is_g
         unread = {n for n in given if n not in known | common and not LIBRARIES.fullmatch(n)}
         assert unread == set(), workload.name
         assert needed - given == set(), workload.name
-    assert seen == {ServiceSettings, *SETTINGS.values()}
+    assert seen == {ServiceSettings, AgentsSettings, *SETTINGS.values()}
 
 
 @PER_OVERLAY

@@ -21,7 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from kgents_devstack.servers.nats import OLDEST_VERSION, binary, installed_version
 
 from .nats_cluster import nodes
-from .rendered import OVERLAYS, find, overlay
+from .rendered import K8S, OVERLAYS, find, overlay
+
+SEEDS = K8S / "components" / "plain-secrets" / "seeds"
 
 
 def certificate(directory: Path) -> None:
@@ -61,6 +63,8 @@ def test_nats_takes_the_configuration(name: str, version: str, tmp_path: Path) -
         (tmp_path / file).write_text(text.replace("/etc/nats-leaf/", f"{tmp_path}/"))
     region = find(objects, "ConfigMap", "nats-region")["data"]
     told = {"POD_NAME": "nats-0", "NATS_DOMAIN": region["domain"], "NATS_CLUSTER": region["cluster"]}
+    # An installation's own keys; the laptop's stand for them.
+    told |= find(overlay("local"), "ConfigMap", "nats-public-keys")["data"]
 
     answer = subprocess.run(
         [binary(version), "-t", "-c", str(tmp_path / "nats.conf")],
@@ -80,6 +84,32 @@ def test_every_message_is_synced_before_it_is_acknowledged(name: str) -> None:
     config = find(overlay(name), "ConfigMap", "nats-config")["data"]["nats.conf"]
 
     assert re.search(r"^  sync_interval: always$", config, re.MULTILINE)
+
+
+def test_who_may_do_what_is_what_the_code_says() -> None:
+    """The committed file is the command's answer: `python -m kgents_common.access configuration`."""
+    command = [sys.executable, "-m", "kgents_common.access", "configuration"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    committed = (K8S / "base" / "nats" / "accounts.conf").read_text()
+
+    assert committed.partition("\n")[2] == answer.stdout
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_nats_is_told_a_public_key_for_every_user(name: str) -> None:
+    """And a laptop's are those of its seeds; anywhere else they are the installation's to make."""
+    objects = overlay(name)
+    told = find(objects, "ConfigMap", "nats-public-keys")["data"]
+    accounts = find(objects, "ConfigMap", "nats-config")["data"]["accounts.conf"]
+    command = [sys.executable, "-m", "kgents_common.access", "public", str(SEEDS)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    laptop = dict(line.split("=") for line in answer.stdout.splitlines())
+
+    assert set(told) == set(re.findall(r"\$(NKEY_[A-Z_]+)", accounts))
+    if name == "local":
+        assert told == laptop
+    else:
+        assert not set(told.values()) & set(laptop.values())
 
 
 def test_the_regions_have_domains_and_clusters_of_their_own() -> None:
@@ -104,7 +134,8 @@ async def test_three_nodes_form_a_cluster_and_the_job_gives_the_streams_three_re
             running.enter_context(node)
         for node in cluster:
             await asyncio.to_thread(node.until_ready)
-        told = {**os.environ, "NATS_SERVERS": cluster[0].url}
+        identity = {"NATS_NKEY_SEED_FILE": str(SEEDS / "streams.nk"), "NATS_INBOX_PREFIX": "_INBOX.streams"}
+        told = {**os.environ, **identity, "NATS_SERVERS": cluster[0].url}
 
         def applied() -> subprocess.CompletedProcess[str]:
             """As often as the Job's pod is started again: a cluster without its leader yet refuses."""
@@ -120,7 +151,8 @@ async def test_three_nodes_form_a_cluster_and_the_job_gives_the_streams_three_re
         assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
         assert "create" in first.stdout.lower()
         assert "create" not in second.stdout.lower()
-        client = await nats.connect(cluster[1].url)
+        operator = {"nkeys_seed": str(SEEDS / "operator.nk"), "inbox_prefix": b"_INBOX.operator"}
+        client = await nats.connect(cluster[1].url, **operator)
         infos = await client.jetstream().streams_info()
         account = await client.jetstream().account_info()
         await client.close()

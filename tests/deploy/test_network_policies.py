@@ -22,6 +22,9 @@ EDGES: dict[str, set[tuple[str, int]]] = {
     "neighbour": {("triad-kong", 8000), ("triad-kong", 8443)},
     "stranger": {("triad-kong", 8000), ("triad-kong", 8443)},
     "keda-operator": {("triad-kong", 8000), ("triad-kong", 8443)},
+    # In a namespace that is marked as the agents'.
+    "agent": {("triad-kong", 8000), ("triad-kong", 8443), ("nats", 4222)},
+    "kgent-agents": {("nats", 4222), ("triad-redis", 6379), ("otel-collector", 4318)},
     "triad-kong": {
         ("kgent-api", 8000),
         ("kgent-api", 9000),
@@ -64,12 +67,14 @@ EDGES: dict[str, set[tuple[str, int]]] = {
         ("nats", 7777),
         ("keda-operator", 443),
         ("stranger", 443),
+        ("agent", 443),
+        ("kgent-agents", 9004),
     },
     # Both ask the Kubernetes API, whose address no policy can name: 443 of whatever is not the system's.
-    "log-collector": {("keda-operator", 443), ("stranger", 443)},
+    "log-collector": {("keda-operator", 443), ("stranger", 443), ("agent", 443)},
 }
 OFFSITE = {("internet", 443)}
-LEAF_OUT = {(end, 7422) for end in ("internet", "neighbour", "stranger", "keda-operator")}
+LEAF_OUT = {(end, 7422) for end in ("internet", "neighbour", "stranger", "keda-operator", "agent")}
 # What an overlay's components add.
 MORE: dict[str, dict[str, set[tuple[str, int]]]] = {
     "local": {},
@@ -80,6 +85,7 @@ MORE: dict[str, dict[str, set[tuple[str, int]]]] = {
         "internet": {("nats", 7422)},
         "neighbour": {("nats", 7422)},
         "stranger": {("nats", 7422)},
+        "agent": {("nats", 7422)},
     },
     "dr": {"kgent-backup": OFFSITE, "kgent-backup-daily": OFFSITE, "nats": LEAF_OUT},
 }
@@ -100,6 +106,7 @@ def ends_of(name: str) -> list[End]:
     return [
         *ends,
         End("keda-operator", "keda", {NAME: "keda-operator"}),
+        End("agent", "acme", {NAME: "agent"}, namespace_labels={"kgents.io/agents": "allowed"}),
         End("stranger", "default", {NAME: "kgent-api"}),
         OUTSIDE,
         PRIVATE,
