@@ -125,6 +125,24 @@ BOARD = Board(
                     ("door", "RedisCircuitOpen"),
                 ),
                 Panel(
+                    "Agents on NATS",
+                    "Connected past the HTTP door, at the last look. A fall to nought: the auth callout or NATS.",
+                    "short",
+                    (Query("sum(kgents_agents_connected)", "connected"),),
+                    ("door", "NoEventsAccepted"),
+                ),
+                Panel(
+                    "Agents that wanted to connect",
+                    "By what was answered; `cut` are connections that ended with their credentials. Refusals in numbers: a revoked key.",
+                    "cps",
+                    (
+                        Query(rate("kgents_agents_connects_total", by="outcome"), "{{outcome}}"),
+                        Query(rate("kgents_agents_cut_total"), "cut"),
+                    ),
+                    ("door", "NoEventsAccepted"),
+                    is_quiet=True,
+                ),
+                Panel(
                     "Usage questions not answered",
                     "The reads of metering were away or too slow; events are not affected. See their dashboard.",
                     "cps",
