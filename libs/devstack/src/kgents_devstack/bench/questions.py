@@ -21,7 +21,7 @@ MINUTES = 300_000
 TIMES = 5
 EVENTS_PER_SECOND = 2000
 # Where the machine cannot offer that much, a figure that only informs.
-LESS_PER_SECOND = 400
+LESS_PER_SECOND = 100
 SECONDS = 20
 
 _FILL = """
