@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from nats.errors import Error as NatsError
+
 from kgents_backup.app import Backup
 from kgents_backup.handlers.command.surroundings import Arguments, complain, streams_of
 from kgents_backup.handlers.progress import amount
@@ -40,7 +42,7 @@ async def run_restore(backup: Backup, arguments: Arguments) -> int:
     if arguments.dry_run or is_beside:
         return await _beside(backup, arguments, streams, until, line)
     is_good = True
-    pace = await measure(await backup.client())
+    pace = await _pace(backup)
     async with backup.daily.lease(backup.local) as lease:
         for stream in streams:
             restoration = await _restoration(backup, arguments.store, lease, pace)
@@ -70,7 +72,7 @@ async def _system(backup: Backup, arguments: Arguments, until: Until) -> int:
     url = backup.settings.database_url
     async with backup.daily.lease(backup.local) as lease:
         system = SystemRestore(
-            await _restoration(backup, arguments.store, lease, await measure(await backup.client())),
+            await _restoration(backup, arguments.store, lease, await _pace(backup)),
             backup.settings.streams,
             url.get_secret_value() if url else None,
             on_stream=lambda report: print(report_text(report), flush=True),
@@ -162,7 +164,7 @@ async def _beside(
             is_good = False
             continue
         plans.append(prepared)
-        pace = None if is_beside and "://" in arguments.into else await measure(await backup.client())
+        pace = None if is_beside and "://" in arguments.into else await _pace(backup)
         print(plan_text(prepared, vault.name, arguments.into, pace))
         if arguments.dry_run and arguments.into is None:
             print(await _what_is_there(backup, stream))
@@ -199,6 +201,15 @@ async def _what_is_there(backup: Backup, stream: str) -> str:
         f"  there is a stream {stream}: {info.messages} messages up to sequence {info.last_sequence}; with"
         " --replace it is closed, archived to its end and kept under another name first"
     )
+
+
+async def _pace(backup: Backup) -> Pace | None:
+    """The server's pace; None where it may not be measured: a restore does not hang on its own estimate."""
+    client = await backup.client()
+    try:
+        return await measure(client)
+    except (KgentsError, NatsError):
+        return None
 
 
 def _until(arguments: Arguments) -> Until:
