@@ -100,7 +100,7 @@ def fact(livemode: bool | None, *, ahead: timedelta) -> Message:
         "subject": "acme", "time": (now + ahead).isoformat(), "data": data,
     }  # fmt: skip
     return Message(
-        "events.billing.acme.payment.success", {}, json.dumps(body).encode(), now, 1, stored_at=now
+        "events.billing.acme.payment.success", {}, json.dumps(body).encode(), now, 1, now, "EVENTS"
     )
 
 

@@ -154,7 +154,7 @@ def observe_object(
         facts += _moved_between(row.tenant, new.tenant, new.id, state, second, source)
         is_different = is_different and content_digest(row.state) != content_digest(state)
     if tells_change and row is not None and is_different and state.status not in TERMINAL and new.has_started:
-        facts.append(_updated(new.id, row.state, state, second, source))
+        facts.append(_updated(new.id, row.state, state, second, source, new.tenant))
     return Observed(new, facts, notes=("drift",) if is_different else ())
 
 
@@ -247,7 +247,7 @@ def _facts(row: Subscription, seen: Observation, source: str, tenant: str) -> li
     if is_told_otherwise or is_before_start:
         return found
     if before is not None and content_digest(before) != content_digest(after):
-        found.append(_updated(row.id, before, after, seen.second, source))
+        found.append(_updated(row.id, before, after, seen.second, source, tenant))
     return found
 
 
@@ -303,13 +303,17 @@ def _ended(row: Subscription, source: str) -> Fact:
     )
 
 
-def _updated(subscription_id: str, before: State, after: State, second: int, source: str) -> Fact:
+def _updated(
+    subscription_id: str, before: State, after: State, second: int, source: str, tenant: str
+) -> Fact:
     names, name = changed_fields(before, after), f"sub.updated:{subscription_id}:{second}"
+    step = f"{name}:{content_digest(before)[:12]}:{content_digest(after)[:12]}"
     return Fact(
         type=kinds.UPDATED,
         # Named by what changed and when, not by the event: under two ids it is still one change.
-        key=f"{name}:{content_digest(before)[:12]}:{content_digest(after)[:12]}",
-        formerly=(f"{name}:{former_digest(before)[:12]}:{former_digest(after)[:12]}",),
+        key=f"{step}:{tenant}",
+        formerly=(step, f"{name}:{former_digest(before)[:12]}:{former_digest(after)[:12]}"),
+        tenant=tenant,
         second=second,
         source=source,
         data=without_nothing(
