@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from nats.aio.client import Client
 
 from kgents_common import keyring
+from kgents_common.publisher import Ack, AgentPublisher
 from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
 from kgents_devstack.stack import Stack, StackOptions
 from kgents_devstack.waiting import reached
@@ -74,6 +76,23 @@ async def test_an_agent_publishes_for_its_tenant_and_hears_its_own_acknowledgeme
     )
     await by_password.jetstream(timeout=60).publish("agentese.globex.llm.tokens", event("own"))
     await by_password.close()
+
+
+async def test_the_publisher_for_agents_needs_no_more_than_its_key(stack: Stack, tmp_path: Path) -> None:
+    """Rule: publishing, acknowledgements and the spool work with an agent's rights."""
+    async with AgentPublisher(
+        stack.nats.address,
+        tenant="acme",
+        source="agents/a1",
+        token=stack.keys["acme"],
+        spool=tmp_path / "spool",
+        timeout=timedelta(seconds=60),
+    ) as agent:
+        first = await agent.publish("llm.tokens", {"tokens": 1}, event_id="published")
+        again = await agent.publish("llm.tokens", {"tokens": 1}, event_id="published")
+    assert isinstance(first, Ack)
+    assert isinstance(again, Ack)
+    assert again.seq == first.seq
 
 
 async def test_an_agent_can_do_nothing_else(stack: Stack) -> None:

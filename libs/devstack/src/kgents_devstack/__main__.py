@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+CONTROLS = ("burst", "smoke", "break", "mend", "operate")
+
 
 def main() -> int:
     """Run one command; 130 after Ctrl-C, with everything it started stopped."""
@@ -22,6 +24,14 @@ def main() -> int:
         command.add_argument(
             "--directory", type=Path, help="keep files here instead of .kgents/up, from one run to the next"
         )
+    up.add_argument("--service", help="restart this service when its source changes")
+    servers = commands.add_parser("servers", help="servers, stand-ins and streams; services run elsewhere")
+    servers.add_argument("--without", help="run the services too, all but this one")
+    service = commands.add_parser("service", help="one service beside `servers`, in this process's place")
+    service.add_argument("name")
+    for command in (servers, service):
+        command.add_argument("--directory", type=Path, help="files of both (default: .kgents/apart)")
+    _add_controls(commands)
     demo = commands.add_parser("demo", help="run the main job and compare all numbers")
     demo.add_argument("--seed", type=int, default=1)
     demo.add_argument("--directory", type=Path, help="keep files here instead of a temporary directory")
@@ -36,7 +46,22 @@ def main() -> int:
             from kgents_devstack.up import run_up
 
             opens_page = arguments.command == "dashboard"
-            return run_up(arguments.directory, fresh=arguments.fresh, opens_page=opens_page)
+            return run_up(
+                arguments.directory,
+                fresh=arguments.fresh,
+                opens_page=opens_page,
+                service=getattr(arguments, "service", None),
+            )
+        if arguments.command == "servers":
+            from kgents_devstack.apart import run_servers
+
+            return run_servers(arguments.directory, without=arguments.without)
+        if arguments.command == "service":
+            from kgents_devstack.apart import become
+
+            return become(arguments.name, arguments.directory)
+        if arguments.command in CONTROLS:
+            return _control(arguments)
         if arguments.command == "demo":
             from kgents_devstack.demo import run_demo
 
@@ -52,6 +77,42 @@ def main() -> int:
         return run_bench(arguments.only)
     except KeyboardInterrupt:
         return 130
+
+
+def _add_controls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    commands.add_parser("burst", help="send a thousand events to the `servers` stack")
+    commands.add_parser("smoke", help="whether an event sent to the `servers` stack is counted")
+    for name, text in (
+        ("break", "freeze a neighbour for a minute, or make it fail"),
+        ("mend", "undo `break`"),
+    ):
+        commands.add_parser(name, help=text).add_argument("neighbour", choices=("openmeter", "nats", "redis"))
+    operate = commands.add_parser("operate", help="an operator's command of a service, e.g. `backup drill`")
+    operate.add_argument("service")
+    operate.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+def _control(arguments: argparse.Namespace) -> int:
+    from kgents_devstack import controls
+    from kgents_devstack.servers import StartError
+
+    try:
+        stack = controls.running()
+        if arguments.command == "burst":
+            print(f"{controls.burst(stack)} acknowledged")
+        elif arguments.command == "smoke":
+            controls.smoke(stack)
+            print("an event was accepted and counted")
+        elif arguments.command == "break":
+            controls.break_neighbour(stack, arguments.neighbour)
+        elif arguments.command == "mend":
+            controls.mend_neighbour(stack, arguments.neighbour)
+        else:
+            return controls.operate(stack, arguments.service, arguments.arguments)
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _unwind(_: int, __: object) -> NoReturn:

@@ -30,13 +30,14 @@ class ServiceProcess(Server):
         module: str | None = None,
         arguments: Sequence[str] = (),
         port: int | None = None,
+        operations_port: int | None = None,
     ) -> None:
         super().__init__(directory)
         self.name = name
         self.port = port or free_port()
-        self.operations_port = free_port()
+        self.operations_port = operations_port or free_port()
         self.environment = dict(environment)
-        self._module = module or f"kgents_{name}"
+        self.module = module or f"kgents_{name}"
         self._arguments = arguments
 
     @property
@@ -58,10 +59,12 @@ class ServiceProcess(Server):
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 
-    def _command(self) -> Sequence[str]:
-        return [sys.executable, "-m", self._module, *self._arguments]
+    def command(self) -> Sequence[str]:
+        """What is run."""
+        return [sys.executable, "-m", self.module, *self._arguments]
 
-    def _environment(self) -> Mapping[str, str]:
+    def told(self) -> Mapping[str, str]:
+        """Its whole environment."""
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG") or k.startswith("OTEL_")}
         return {
             **kept,
@@ -72,6 +75,12 @@ class ServiceProcess(Server):
             "KGENTS_INSTANCE": f"{self.name}-{self.port}",
             **self.environment,
         }
+
+    def _command(self) -> Sequence[str]:
+        return self.command()
+
+    def _environment(self) -> Mapping[str, str]:
+        return self.told()
 
     def _is_ready(self) -> bool:
         try:

@@ -41,6 +41,8 @@ class StackOptions:
         environment: By service name, more for its environment.
         sync_always: See `NatsServer`.
         webhook_secrets: More secrets that Stripe's webhooks may be signed with, comma-separated.
+        ports: By service name, where it listens; a free port where none is named.
+        operations_ports: The same for the operators' ports.
         needs_database: Off, no Postgres is started: for services that have none.
         keeps: The directory may hold a stack already: go on with its keys, its data and what OpenMeter has.
         openmeter_dedupe_seconds: How long the stand-in remembers a key; None for ever.
@@ -53,6 +55,8 @@ class StackOptions:
     meters_file: Path | None = None
     sync_always: bool = True
     webhook_secrets: str = ""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    operations_ports: Mapping[str, int] = field(default_factory=dict)
     needs_database: bool = True
     keeps: bool = False
     openmeter_dedupe_seconds: float | None = None
@@ -133,18 +137,24 @@ class Stack:
             {**self._told(name), **environment},
             module=MODULES.get(name),
             arguments=ARGUMENTS.get(name, ()),
+            port=self.options.ports.get(name),
+            operations_port=self.options.operations_ports.get(name),
         )
 
     def command(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """An operator's command of a service, e.g. `command("backup", "drill")`, run to its end."""
         return subprocess.run(
             [sys.executable, "-m", f"kgents_{name}", *arguments],
-            env={**os.environ, **self._told(name), **self._nats_user("operator")},
+            env={**os.environ, **self.operators_environment(name)},
             capture_output=True,
             text=True,
             check=False,
             timeout=1800,
         )
+
+    def operators_environment(self, name: str) -> dict[str, str]:
+        """What a command of a service is told."""
+        return {**self._told(name), **self._nats_user("operator")}
 
     def apply_streams(self) -> None:
         """Bring the streams to their specification, as the deployment does."""

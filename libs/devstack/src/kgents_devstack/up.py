@@ -18,6 +18,7 @@ from kgents_devstack import kept
 from kgents_devstack.demo.watch import ledger_counts, stream_messages
 from kgents_devstack.page import PageServer
 from kgents_devstack.servers import StartError
+from kgents_devstack.sources import SourceWatch
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
 
 # Stays between runs, beside whatever calls it: the project's own folder, which git does not see.
@@ -27,6 +28,7 @@ PASSED_ON = {"billing": ("STRIPE_API_KEY", "STRIPE_API_BASE")}
 
 REFRESH_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
+LOOK_SECONDS = 0.3
 ROWS = (
     ("stream", "messages in AGENTESE"),
     ("accepted", "events counted"),
@@ -38,12 +40,15 @@ ROWS = (
 )
 
 
-def run_up(directory: Path | None, *, fresh: bool = False, opens_page: bool = False) -> int:
+def run_up(
+    directory: Path | None, *, fresh: bool = False, opens_page: bool = False, service: str | None = None
+) -> int:
     """Run until Ctrl-C or SIGTERM; everything it started ends with it, and its files stay.
 
     Args:
         fresh: Forget what an earlier run left in the directory.
         opens_page: Open the page in a browser, and send a little traffic so that something moves.
+        service: Restart this one when its source changes, or its library's.
 
     Returns:
         0, or 1 where it could not start; it says why.
@@ -52,14 +57,24 @@ def run_up(directory: Path | None, *, fresh: bool = False, opens_page: bool = Fa
     chosen = (directory or DEFAULT_DIRECTORY).absolute()
     try:
         with PageServer() as page:
-            _run(console, chosen, page, fresh=fresh, opens_page=opens_page)
+            _run(console, chosen, page, fresh=fresh, opens_page=opens_page, service=service)
     except StartError as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return 1
     return 0
 
 
-def _run(console: Console, chosen: Path, page: PageServer, *, fresh: bool, opens_page: bool) -> None:
+def _run(
+    console: Console,
+    chosen: Path,
+    page: PageServer,
+    *,
+    fresh: bool,
+    opens_page: bool,
+    service: str | None,
+) -> None:
+    if service is not None and service not in EVERYTHING:
+        raise StartError(f"unknown service {service}; known: {', '.join(EVERYTHING)}")
     environment = passed_on(os.environ)
     if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
         environment = page.traced(environment, EVERYTHING)
@@ -83,7 +98,7 @@ def _run(console: Console, chosen: Path, page: PageServer, *, fresh: bool, opens
         if opens_page:
             page.play()
             webbrowser.open(page.url)
-        _watch(console, stack)
+        _watch(console, stack, Reload(console, stack, service) if service else None)
     except KeyboardInterrupt:
         console.print("\nstopping …")
     finally:
@@ -170,19 +185,50 @@ Ctrl-C stops everything; the next start goes on with it (`make up FRESH=1` begin
 """
 
 
-def _watch(console: Console, stack: Stack) -> None:
+class Reload:
+    """Restarts one service when its source changes; what it had accepted it finishes first."""
+
+    def __init__(self, console: Console, stack: Stack, name: str) -> None:
+        self._console = console
+        self._service = stack.service(name)
+        self._watch = SourceWatch(self._service.module, "kgents_common")
+
+    def look(self) -> None:
+        """Look once; an edit that does not start is told, and waited out."""
+        if not self._watch.has_changed():
+            return
+        began = time.monotonic()
+        try:
+            self._service.restart()
+        except StartError as error:
+            self._console.print(str(error), style="red", highlight=False, markup=False)
+        else:
+            seconds = time.monotonic() - began
+            self._console.print(f"{self._service.name} serves the new source after {seconds:.1f} s")
+
+
+def _watch(console: Console, stack: Stack, reload: Reload | None) -> None:
     before: dict[str, int] = {}
     if not console.is_terminal:
         while True:
             counts = _counts(stack)
             console.print("  ".join(f"{name}={counts[name]}" for name, _ in ROWS), highlight=False)
-            time.sleep(PLAIN_SECONDS)
+            _rest(PLAIN_SECONDS, reload)
     with Live(console=console, auto_refresh=False) as live:
         while True:
             counts = _counts(stack)
             live.update(_table(counts, before), refresh=True)
             before = counts
-            time.sleep(REFRESH_SECONDS)
+            _rest(REFRESH_SECONDS, reload)
+
+
+def _rest(seconds: float, reload: Reload | None) -> None:
+    """Until the next line; sources are looked at meanwhile."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if reload is not None:
+            reload.look()
+        time.sleep(min(left, LOOK_SECONDS))
 
 
 def _counts(stack: Stack) -> dict[str, int]:

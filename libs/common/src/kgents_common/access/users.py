@@ -192,7 +192,8 @@ STREAMS_USER = NatsUser(
 # A person with the runbook in hand: restores, moves consumers, sends dead letters again. No process is it.
 OPERATOR_USER = NatsUser(
     "operator",
-    publish=("agentese.>", "events.>", "$JS.>"),
+    # `kgents.…` carries what a restore moves between streams of its own.
+    publish=("agentese.>", "events.>", "kgents.>", "$JS.>"),
     subscribe=("agentese.>", "events.>", "$JS.EVENT.>"),
 )
 SERVICES = (

@@ -5,6 +5,7 @@ The credentials must be a NATS user that may publish `agentese.<tenant>.>`; the 
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from kgents_common import envelope
+from kgents_common.access.users import agent_inbox
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.envelope import STRUCTURED, Envelope
@@ -55,7 +57,8 @@ class AgentPublisher:
         servers: One or more `nats://…`, separated by commas.
         tenant: Whose events they are.
         source: Which agent, e.g. `agents/a1`; with an event's id, its identity.
-        user: The NATS user, with `password`; or `nkey_seed_file`. Else NATS_USER and its like are read.
+        token: The agent's API key or session token, where agents connect with what the door knows; or `user`
+            with `password`, or `nkey_seed_file`. Else NATS_TOKEN and its like are read.
         spool: A directory of this process's own. Where NATS cannot take an event it is kept there, synced,
             and published later; without one, `publish` raises.
     """
@@ -66,6 +69,7 @@ class AgentPublisher:
         *,
         tenant: str,
         source: str,
+        token: str | None = None,
         user: str | None = None,
         password: str | None = None,
         nkey_seed_file: Path | None = None,
@@ -77,7 +81,14 @@ class AgentPublisher:
         self._tenant = tenant
         self._source = source
         self._clock = clock or SystemClock()
-        given = {"nats_user": user, "nats_password": password, "nats_nkey_seed_file": nkey_seed_file}
+        given = {
+            "nats_token": token,
+            "nats_user": user,
+            "nats_password": password,
+            "nats_nkey_seed_file": nkey_seed_file,
+            # The inbox that an agent may hear; anybody's who may hear all of them, too.
+            "nats_inbox_prefix": None if "NATS_INBOX_PREFIX" in os.environ else agent_inbox(tenant),
+        }
         settings = ServiceSettings.from_environment(
             nats_servers=servers, **{name: value for name, value in given.items() if value is not None}
         )

@@ -1,0 +1,112 @@
+"""Servers in one process and each service in another, for a supervisor that wants its own processes (Tilt).
+
+The servers write what each service is told into `services.json`; a service waits for that file, then becomes
+the service: signals and the exit code are its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from kgents_devstack.servers import StartError
+from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
+from kgents_devstack.up import passed_on
+
+DIRECTORY = Path(".kgents") / "apart"
+# The ports that images have: the addresses stand in Tilt's links before anything runs.
+PORTS = {"api": 8000, "metering": 8001, "reads": 8011, "billing": 8002, "backup": 8003, "agents": 8004}
+OPERATIONS_PORTS = {name: port + 1000 for name, port in PORTS.items()}
+FILE = "services.json"
+STACK_FILE = "stack.json"
+OPERATED = ("api", "metering", "billing", "backup")
+WAIT_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a service is started with."""
+
+    command: list[str]
+    environment: dict[str, str]
+
+
+def run_servers(directory: Path | None, *, without: str | None = None) -> int:
+    """Servers, stand-ins and streams, until Ctrl-C or SIGTERM.
+
+    Args:
+        without: Run every service but this one too: it is somebody's under work.
+    """
+    console = Console()
+    chosen = (directory or DIRECTORY).absolute()
+    (chosen / FILE).unlink(missing_ok=True)
+    services = tuple(name for name in EVERYTHING if without is not None and name != without)
+    options = StackOptions(
+        services=services,
+        environment=passed_on(os.environ),
+        keeps=True,
+        ports=PORTS,
+        operations_ports=OPERATIONS_PORTS,
+    )
+    try:
+        stack = Stack(chosen, options)
+        try:
+            stack.start()
+            _write(stack, chosen)
+            console.print(f"servers are up; files in {chosen}", highlight=False)
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            console.print("stopping …")
+        finally:
+            for name in (FILE, STACK_FILE):
+                (chosen / name).unlink(missing_ok=True)
+            stack.stop()
+    except StartError as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        return 1
+    return 0
+
+
+def become(name: str, directory: Path | None) -> int:  # noqa: RET503 the last line does not come back
+    """Run one service in the place of this process, once the servers are there; 1 where they do not come."""
+    path = (directory or DIRECTORY).absolute() / FILE
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            print(f"no servers: {path} did not come", file=sys.stderr)
+            return 1
+        time.sleep(0.1)
+    told = json.loads(path.read_text())
+    if name not in told:
+        print(f"unknown service {name}; known: {', '.join(told)}", file=sys.stderr)
+        return 2
+    one = Told(**told[name])
+    os.execve(one.command[0], one.command, one.environment)
+
+
+def _write(stack: Stack, directory: Path) -> None:
+    told = {}
+    for name in EVERYTHING:
+        service = stack.make_service(name)
+        told[name] = asdict(Told(list(service.command()), dict(service.told())))
+    about = {
+        "api": f"http://127.0.0.1:{PORTS['api']}",
+        "key": stack.keys["acme"],
+        "openmeter": stack.openmeter.url,
+        "pids": {"nats": stack.nats.pid, "redis": stack.valkey.pid},
+        "operator": {name: dict(stack.operators_environment(name)) for name in OPERATED},
+    }
+    # The services' last: whoever waits for it finds the other too.
+    for name, document in ((STACK_FILE, about), (FILE, told)):
+        temporary = directory / f"{name}.new"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(document, file)
+        temporary.replace(directory / name)
