@@ -42,6 +42,7 @@ REQUESTS = [
     ("counted-events", "GET", "/api/v1/events", "kgent-metering-reads"),
     ("subscription", "GET", "/v1/billing/subscription", "kgent-billing"),
     ("entitlements", "GET", "/v1/billing/entitlements", "kgent-billing"),
+    ("entries", "GET", "/v1/billing/entries", "kgent-billing"),
 ]
 
 
