@@ -1,0 +1,125 @@
+"""A service that is worked on begins anew when its source changes, and only then."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kgents_devstack import apart, controls
+from kgents_devstack.servers import StartError
+from kgents_devstack.sources import SourceWatch, folder
+from kgents_devstack.up import Reload
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An importable package of this test's own."""
+    made = tmp_path / "worked_on"
+    (made / "inner").mkdir(parents=True)
+    for path in (made / "__init__.py", made / "inner" / "__init__.py", made / "inner" / "schema.sql"):
+        path.write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    return made
+
+
+def test_every_kind_of_change_is_seen_once(package: Path) -> None:
+    """Rule: a file written, added, removed, in any depth, also SQL; not what Python writes itself."""
+    watch = SourceWatch("worked_on")
+    assert not watch.has_changed()
+    os.utime(package / "inner" / "schema.sql", ns=(1, 1))
+    assert (watch.has_changed(), watch.has_changed()) == (True, False)
+    (package / "new.py").write_text("")
+    assert (watch.has_changed(), watch.has_changed()) == (True, False)
+    (package / "new.py").unlink()
+    assert (watch.has_changed(), watch.has_changed()) == (True, False)
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "new.cpython-311.pyc").write_bytes(b"")
+    assert not watch.has_changed()
+
+
+def test_a_service_is_found_where_it_is_run_from() -> None:
+    """Rule: the source that is watched is the one that is imported."""
+    assert folder("kgents_api").name == "kgents_api"
+    with pytest.raises(ModuleNotFoundError):
+        folder("kgents_nothing")
+
+
+class Service:
+    """Counts its restarts; fails to start where told to."""
+
+    name = "api"
+    module = "worked_on"
+
+    def __init__(self) -> None:
+        self.restarts = 0
+        self.is_broken = False
+
+    def restart(self) -> None:
+        self.restarts += 1
+        if self.is_broken:
+            raise StartError("SyntaxError in worked_on")
+
+
+class OneService:
+    """A stack of it."""
+
+    def __init__(self) -> None:
+        self.made = Service()
+
+    def service(self, _: str) -> Service:
+        return self.made
+
+
+def test_an_edit_that_does_not_start_is_told_and_the_next_is_tried(package: Path) -> None:
+    """Rule: the stack goes on, and the service comes back with the edit that mends it."""
+    told = io.StringIO()
+    stack = OneService()
+    reload = Reload(Console(file=told), stack, "api")  # type: ignore[arg-type]
+    reload.look()
+    assert stack.made.restarts == 0
+    stack.made.is_broken = True
+    (package / "__init__.py").write_text("def")
+    os.utime(package / "__init__.py", ns=(2, 2))
+    reload.look()
+    assert "SyntaxError" in told.getvalue()
+    stack.made.is_broken = False
+    os.utime(package / "__init__.py", ns=(3, 3))
+    reload.look()
+    reload.look()
+    assert stack.made.restarts == 2
+    assert "serves the new source" in told.getvalue()
+
+
+def test_a_service_becomes_what_the_servers_wrote(tmp_path: Path) -> None:
+    """Rule: `service NAME` waits for the servers, then is that process, with that environment alone."""
+    command = [sys.executable, "-c", "import os; print(sorted(os.environ), os.environ['TOLD'])"]
+    written = {"api": {"command": command, "environment": {"TOLD": "yes"}}}
+    (tmp_path / apart.FILE).write_text(json.dumps(written))
+    ran = subprocess.run(
+        [sys.executable, "-m", "kgents_devstack", "service", "api", "--directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "'TOLD'" in ran.stdout
+    assert "HOME" not in ran.stdout
+    unknown = subprocess.run(
+        [sys.executable, "-m", "kgents_devstack", "service", "apy", "--directory", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (unknown.returncode, "known: api" in unknown.stderr) == (2, True)
+
+
+def test_controls_say_where_no_servers_run(tmp_path: Path) -> None:
+    """Rule: a clear error, and what to start."""
+    with pytest.raises(StartError, match="kgents-devstack servers"):
+        controls.running(tmp_path)
