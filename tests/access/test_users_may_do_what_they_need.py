@@ -36,7 +36,7 @@ TABLE: dict[str, set[str]] = {
     "$KV.any.key": set(),
     f"{A}.INFO": set(),
     f"{A}.STREAM.NAMES": set(),
-    f"{A}.STREAM.LIST": set(),
+    f"{A}.STREAM.LIST": {"backup"},
     f"{A}.STREAM.DELETE.AGENTESE": set(),
     f"{A}.STREAM.DELETE.EVENTS": set(),
     f"{A}.STREAM.PURGE.AGENTESE": {"metering", "streams"},

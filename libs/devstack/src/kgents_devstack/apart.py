@@ -49,6 +49,7 @@ def run_servers(directory: Path | None, *, without: str | None = None) -> int:
     services = tuple(name for name in EVERYTHING if without is not None and name != without)
     options = StackOptions(
         services=services,
+        elsewhere=tuple(name for name in EVERYTHING if name not in services),
         environment=passed_on(os.environ),
         keeps=True,
         ports=PORTS,

@@ -41,6 +41,7 @@ class StackOptions:
         environment: By service name, more for its environment.
         sync_always: See `NatsServer`.
         webhook_secrets: More secrets that Stripe's webhooks may be signed with, comma-separated.
+        elsewhere: Services that somebody else runs, on the ports that `ports` names.
         ports: By service name, where it listens; a free port where none is named.
         operations_ports: The same for the operators' ports.
         needs_database: Off, no Postgres is started: for services that have none.
@@ -55,6 +56,7 @@ class StackOptions:
     meters_file: Path | None = None
     sync_always: bool = True
     webhook_secrets: str = ""
+    elsewhere: Sequence[str] = ()
     ports: Mapping[str, int] = field(default_factory=dict)
     operations_ports: Mapping[str, int] = field(default_factory=dict)
     needs_database: bool = True
@@ -221,8 +223,14 @@ class Stack:
     def _role(self, name: str) -> dict[str, str]:
         if name == "reads":
             return {"KGENTS_METERING_ROLE": "reads"}
-        if name == "metering" and "reads" in self.options.services:
+        elsewhere = self.options.elsewhere
+        if name == "metering" and "reads" in (*self.options.services, *elsewhere):
             return {"KGENTS_METERING_ROLE": "writer"}
+        if name == "api" and "reads" in elsewhere:
+            return {
+                "KGENTS_READS_URL": f"http://127.0.0.1:{self.options.ports['reads']}",
+                "KGENTS_EXPECTED_WORKERS": "metering,metering-reads,billing,backup",
+            }
         if name == "api" and {"reads", "metering"} & set(self._services):
             expected = {"KGENTS_EXPECTED_WORKERS": "metering,metering-reads,billing,backup"}
             return {"KGENTS_READS_URL": self.reads.url, **(expected if "reads" in self._services else {})}

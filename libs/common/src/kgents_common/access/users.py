@@ -161,6 +161,8 @@ BACKUP_USER = NatsUser(
     "backup",
     publish=(
         "events.backup.>",
+        # What a restore under way, or one that was interrupted, has made.
+        f"{API}.STREAM.LIST",
         _heartbeat("backup"),
         *_looks(*_BOTH),
         *(
