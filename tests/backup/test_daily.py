@@ -134,7 +134,7 @@ async def test_an_offsite_store_that_refuses_leaves_the_local_copy(
     wrong = offsite(s3_server, s3_store) | {"s3_secret_key": "wrong"}
     async with opened(settings_for(nats_url, tmp_path, streams="AGENTESE", **wrong)) as backup:
         outcome = await backup.daily.run()
-        assert {step.split(" ")[0] for step in outcome.failures} == {"upload", "prune"}
+        assert {step.split(" ")[0] for step in outcome.failures} == {"upload", "verify", "prune"}
         assert "403 Forbidden" in outcome.failures["upload"]
         assert outcome.drills == {"AGENTESE": True}
         report = await verify(backup.local, "AGENTESE")

@@ -131,6 +131,45 @@ async def test_what_nobody_can_read_is_archived_and_comes_back_whole(
     assert plain == shown(before)
 
 
+async def test_a_message_to_a_literal_wildcard_keeps_no_stream_from_coming_back(
+    each_client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: a server stores what was sent to `agentese.acme.*`; a restore brings it back as `%2A`."""
+    await make_stream(each_client)
+    subjects = [
+        b"agentese.acme.t",
+        b"agentese.acme.*",
+        b"agentese.acme.llm.>",
+        b"agentese.*.t",
+        b"agentese.acme.a*b",
+    ]
+    for times in (1, 2):
+        async with RawPublisher(each_client.connected_url.geturl()) as raw:  # type: ignore[union-attr]
+            for number, subject in enumerate(subjects):
+                raw.publish(subject, b"%d" % number, None)
+            await raw.settle()
+        while not await _holds(each_client, times * len(subjects)):
+            await asyncio.sleep(0.02)
+        if times == 1:
+            await take_snapshot(each_client, vault, STREAM, clock=CLOCK)
+    await archive(each_client, vault)
+    before = await read_all(each_client)
+
+    await lose_and_restore(each_client, vault)
+
+    after = await read_all(each_client)
+    assert [(m.sequence, m.restored_subject, m.body) for m in after] == [
+        (m.sequence, m.restored_subject, m.body) for m in before
+    ]
+    assert [m.subject for m in after[len(subjects) :]] == [
+        "agentese.acme.t",
+        "agentese.acme.%2A",
+        "agentese.acme.llm.%3E",
+        "agentese.%2A.t",
+        "agentese.acme.a*b",
+    ]
+
+
 async def _holds(client: VerbatimClient, count: int) -> bool:
     return (await request(client, f"STREAM.INFO.{STREAM}"))["state"]["messages"] == count
 

@@ -20,8 +20,8 @@ import redis
 from kgents_devstack.servers import NatsServer, PostgresServer, StartError, ValkeyServer
 from kgents_devstack.servers.process import free_port
 from kgents_devstack.services import ServiceProcess
-from kgents_devstack.stack import Stack, StackOptions
-from kgents_devstack.up import forget, passed_on
+from kgents_devstack.stack import Stack, StackOptions, passed_on
+from kgents_devstack.up import forget
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS, until
 
 StartUp = Callable[[Path], tuple[subprocess.Popen[bytes], list[psutil.Process]]]

@@ -124,16 +124,19 @@ def parameters(described: Described, path: str) -> list[dict[str, Any]]:
     return found
 
 
+# What a key of several tenants needs on every question; with another key it may only name its own.
+_WHOSE: Described = {"subject": (_TEXT, "Your tenant; one of them, with a key of several")}
+
 PARAMETERS: Mapping[str, Described] = {
-    METERS: _PAGE,
-    METER: {},
-    SUBJECTS: _SPAN,
-    GROUP_VALUES: _SPAN,
+    METERS: {**_PAGE, **_WHOSE},
+    METER: _WHOSE,
+    SUBJECTS: {**_WHOSE, **_SPAN},
+    GROUP_VALUES: {**_WHOSE, **_SPAN},
     QUERY: _QUERY,
     EVENTS: _LISTED,
-    CONFLICTS: _CONFLICTS,
-    CONFLICT: {},
-    BAD_EVENTS: _BAD,
+    CONFLICTS: {**_CONFLICTS, **_WHOSE},
+    CONFLICT: _WHOSE,
+    BAD_EVENTS: {**_BAD, **_WHOSE},
 }
 _OPERATIONS = {
     METERS: ("listMeters", "The meters", "array"),

@@ -80,8 +80,8 @@ def main() -> int:
 
 
 def _add_controls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    commands.add_parser("burst", help="send a thousand events to the `servers` stack")
-    commands.add_parser("smoke", help="whether an event sent to the `servers` stack is counted")
+    commands.add_parser("burst", help="send a thousand events to the stack that runs")
+    commands.add_parser("smoke", help="whether an event sent to the stack that runs is counted")
     for name, text in (
         ("break", "freeze a neighbour for a minute, or make it fail"),
         ("mend", "undo `break`"),

@@ -16,10 +16,10 @@ from pathlib import Path
 from rich.console import Console
 
 from kgents_devstack.servers import StartError
-from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
-from kgents_devstack.up import passed_on
+from kgents_devstack.stack import EVERYTHING, Stack, StackOptions, passed_on
 
 DIRECTORY = Path(".kgents") / "apart"
+UP_DIRECTORY = Path(".kgents") / "up"
 # The ports that images have: the addresses stand in Tilt's links before anything runs.
 PORTS = {"api": 8000, "metering": 8001, "reads": 8011, "billing": 8002, "backup": 8003, "agents": 8004}
 OPERATIONS_PORTS = {name: port + 1000 for name, port in PORTS.items()}
@@ -97,17 +97,27 @@ def _write(stack: Stack, directory: Path) -> None:
     for name in EVERYTHING:
         service = stack.make_service(name)
         told[name] = asdict(Told(list(service.command()), dict(service.told())))
+    write_about(stack, directory)
+    # The services' last: whoever waits for it finds the other too.
+    _keep(directory / FILE, told)
+
+
+def write_about(stack: Stack, directory: Path) -> None:
+    """What `controls` need to know of a stack that runs."""
+    api = stack.options.ports.get("api") or stack.service("api").port
     about = {
-        "api": f"http://127.0.0.1:{PORTS['api']}",
+        "api": f"http://127.0.0.1:{api}",
         "key": stack.keys["acme"],
         "openmeter": stack.openmeter.url,
         "pids": {"nats": stack.nats.pid, "redis": stack.valkey.pid},
         "operator": {name: dict(stack.operators_environment(name)) for name in OPERATED},
     }
-    # The services' last: whoever waits for it finds the other too.
-    for name, document in ((STACK_FILE, about), (FILE, told)):
-        temporary = directory / f"{name}.new"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(document, file)
-        temporary.replace(directory / name)
+    _keep(directory / STACK_FILE, about)
+
+
+def _keep(path: Path, document: object) -> None:
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(document, file)
+    temporary.replace(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from kgents_devstack.apart import DIRECTORY, STACK_FILE
+from kgents_devstack.apart import DIRECTORY, STACK_FILE, UP_DIRECTORY
 from kgents_devstack.servers import StartError
 from kgents_devstack.waiting import until
 
@@ -48,11 +48,14 @@ def running(directory: Path | None = None) -> Running:
     Raises:
         StartError: None does.
     """
-    path = (directory or DIRECTORY).absolute() / STACK_FILE
+    folders = [directory] if directory is not None else [DIRECTORY, UP_DIRECTORY]
+    path = next((p for folder in folders if (p := folder / STACK_FILE).exists()), folders[0] / STACK_FILE)
     try:
         return Running(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise StartError(f"no servers run: {path} is not there (start `kgents-devstack servers`)") from error
+        raise StartError(
+            f"nothing runs: {path} is not there (start `make up` or `kgents-devstack servers`)"
+        ) from error
 
 
 def burst(stack: Running, count: int = BURST_EVENTS) -> int:

@@ -64,6 +64,19 @@ class StackOptions:
     openmeter_dedupe_seconds: float | None = None
 
 
+# What the stack's services are told of the caller's environment: Stripe itself instead of nothing.
+PASSED_ON = {"billing": ("STRIPE_API_KEY", "STRIPE_API_BASE")}
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """By service, what it is told of the caller's environment."""
+    told = {
+        service: {name: environment[name] for name in names if environment.get(name)}
+        for service, names in PASSED_ON.items()
+    }
+    return {service: names for service, names in told.items() if names}
+
+
 class Stack:
     """A running system in one directory. Start it from a thread that lives as long as it should."""
 

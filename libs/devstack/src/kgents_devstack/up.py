@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 import webbrowser
-from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -15,16 +14,16 @@ from rich.live import Live
 from rich.table import Table
 
 from kgents_devstack import kept
+from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY, write_about
 from kgents_devstack.demo.watch import ledger_counts, stream_messages
 from kgents_devstack.page import PageServer
 from kgents_devstack.servers import StartError
 from kgents_devstack.sources import SourceWatch
-from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
+from kgents_devstack.stack import EVERYTHING, Stack, StackOptions, passed_on
 
 # Stays between runs, beside whatever calls it: the project's own folder, which git does not see.
-DEFAULT_DIRECTORY = Path(".kgents") / "up"
-# What the stack's services are told of the caller's environment: Stripe itself instead of nothing.
-PASSED_ON = {"billing": ("STRIPE_API_KEY", "STRIPE_API_BASE")}
+DEFAULT_DIRECTORY = UP_DIRECTORY
+
 
 REFRESH_SECONDS = 1.0
 PLAIN_SECONDS = 5.0
@@ -94,6 +93,7 @@ def _run(
     try:
         stack.start()
         page.show(stack)
+        write_about(stack, chosen)
         console.print(what_to_try(stack, page.url), highlight=False, markup=False, soft_wrap=True)
         if opens_page:
             page.play()
@@ -102,16 +102,8 @@ def _run(
     except KeyboardInterrupt:
         console.print("\nstopping …")
     finally:
+        (chosen / STACK_FILE).unlink(missing_ok=True)
         stack.stop()
-
-
-def passed_on(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """By service, what it is told of the caller's environment."""
-    told = {
-        service: {name: environment[name] for name in names if environment.get(name)}
-        for service, names in PASSED_ON.items()
-    }
-    return {service: names for service, names in told.items() if names}
 
 
 def forget(stack: Stack) -> None:
@@ -171,6 +163,9 @@ Stripe's webhooks, with Stripe's own command line ({asks})
   # the stack's own secret: {stack.webhook_secret}
 What may the tenant use?
   curl -s {billing}/v1/billing/entitlements -H "Authorization: Bearer $KEY"
+
+What an operator does      .venv/bin/kgents-devstack operate metering dead list
+                           .venv/bin/kgents-devstack operate backup status   (any command of README's table)
 
 Contract and docs   {of_api}/docs
 Health              {health}

@@ -27,6 +27,9 @@ _RECORD = struct.Struct(">QqIII")
 _LENGTH = struct.Struct(">I")
 
 
+_NO_WILDCARD = {"*": "%2A", ">": "%3E"}
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One stored message.
@@ -52,7 +55,23 @@ class Message:
     @property
     def subject_bytes(self) -> bytes:
         """The subject as it was on the wire."""
-        return self.subject.encode("utf-8", "surrogateescape")
+        return subject_bytes(self.subject)
+
+    @property
+    def restored_subject(self) -> str:
+        """The subject under which a restore can put it back.
+
+        A server stores a message that was published to a literal wildcard (`agentese.acme.*`), but maps no
+        such subject: its wildcard tokens come back as `%2A` and `%3E`. No reader takes either for an event.
+        """
+        if "*" not in self.subject and ">" not in self.subject:
+            return self.subject
+        return ".".join(_NO_WILDCARD.get(token, token) for token in self.subject.split("."))
+
+
+def subject_bytes(subject: str) -> bytes:
+    """A `Message`'s subject as it is on the wire."""
+    return subject.encode("utf-8", "surrogateescape")
 
 
 def subject_of(raw: bytes) -> str:

@@ -10,7 +10,7 @@ import structlog
 
 from kgents_backup.model.plan import Until
 from kgents_backup.model.ports import NoProgress, Progress
-from kgents_backup.model.segment import Message
+from kgents_backup.model.segment import Message, subject_bytes
 from kgents_backup.operations.restoring import RestoreReport, prepare, restore
 from kgents_backup.sinks.replay import without_original_time
 from kgents_backup.sinks.store import Vault
@@ -152,15 +152,16 @@ async def _compare(
 
 
 def _same(restored: Message, live: Message) -> bool:
-    return (restored.subject, restored.body, without_original_time(restored.headers)) == (
-        live.subject,
+    return (restored.restored_subject, restored.body, without_original_time(restored.headers)) == (
+        live.restored_subject,
         live.body,
         without_original_time(live.headers),
     )
 
 
 def _digest(digest: Any, message: Message) -> None:
-    for part in (message.subject_bytes, without_original_time(message.headers), message.body):
+    subject = subject_bytes(message.restored_subject)
+    for part in (subject, without_original_time(message.headers), message.body):
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
     digest.update(message.sequence.to_bytes(8, "big"))

@@ -71,7 +71,7 @@ class Replay:
             await self.drain()
             await self._send_alone(message, headers)
         else:
-            await self._send(message.subject, headers, message.body)
+            await self._send(message.restored_subject, headers, message.body)
         self.messages += 1
 
     async def skip_to(self, sequence: int) -> None:
@@ -112,12 +112,12 @@ class Replay:
         self.last_sequence += 1
 
     async def _send_alone(self, message: Message, headers: bytes) -> None:
-        await self._send(message.subject, headers, message.body)
+        await self._send(message.restored_subject, headers, message.body)
         answer = await self._next_answer()
         if "error" in answer:
             self.stripped += 1
             self.last_sequence -= 1
-            await self._send(message.subject, without_spoken(headers), message.body)
+            await self._send(message.restored_subject, without_spoken(headers), message.body)
             answer = await self._next_answer()
         self._check(answer)
 

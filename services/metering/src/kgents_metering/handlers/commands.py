@@ -119,7 +119,15 @@ async def _dead_replay(arguments: argparse.Namespace, settings: MeteringSettings
     letter = await letters.get(arguments.id)
     if letter.state != "open":
         raise PermanentError(f"dead letter {letter.id} is {letter.state}")
-    body = arguments.body.read_bytes() if arguments.body else bytes(letter.body)
+    try:
+        body = arguments.body.read_bytes() if arguments.body else bytes(letter.body)
+    except OSError as error:
+        raise PermanentError(f"{arguments.body} cannot be read: {error.strerror}") from error
+    subject = arguments.subject or letter.subject
+    if any(token in ("*", ">") for token in subject.split(".")):
+        raise PermanentError(
+            f"{shown.line(subject)} is no subject to publish to", hint="give another: --subject"
+        )
     connection = Connection(settings, name="kgents-metering-cli", on_closed=lambda: None)
     publisher = Publisher(connection)
     await connection.start()
@@ -129,7 +137,7 @@ async def _dead_replay(arguments: argparse.Namespace, settings: MeteringSettings
         await publisher.start()
         # A fresh id: the stream has seen the original's, and the ledger judges by the event's own identity.
         ack = await publisher.publish(
-            arguments.subject or letter.subject,
+            subject,
             body,
             message_id=f"replay:{letter.id}:{uuid.uuid4().hex}",
             headers={"Kgents-Replay-Of": str(letter.id)},

@@ -12,12 +12,12 @@ from starlette.routing import BaseRoute, Route
 
 from kgents_common.errors import PermanentError
 from kgents_metering.handlers.reads import Gate, whole
-from kgents_metering.model.query.parameters import from_query_string, number, one
+from kgents_metering.model.query.parameters import from_query_string, its_own, number, one
 from kgents_metering.sinks.ledger.conflicts import Conflict, Conflicts
 
 PATH = "/v1/conflicts"
 MAX_LISTED = 100
-PARAMETERS = ("source", "after", "limit")
+PARAMETERS = ("subject", "source", "after", "limit")
 MAX_ID = 2**63 - 1
 
 
@@ -30,6 +30,7 @@ class ConflictReads:
     async def find(self, request: Request, tenant: str) -> Response:
         """Up to `limit` after the number `after`, in the order of finding; `next` where there may be more."""
         values = from_query_string(request.scope["query_string"], PARAMETERS)
+        its_own(values, tenant)
         limit = number(values, "limit", MAX_LISTED, MAX_LISTED)
         after = _number(one(values, "after") or "0", "after")
         found = await self.conflicts.find(

@@ -82,8 +82,8 @@ async def read_in_order(vault: Vault, segments: Sequence[SegmentName]) -> AsyncI
 
 def is_same(one: Message, other: Message) -> bool:
     """Whether two are the same message, whichever of them was put back by a restore."""
-    return (one.subject, one.body, without_original_time(one.headers)) == (
-        other.subject,
+    return (one.restored_subject, one.body, without_original_time(one.headers)) == (
+        other.restored_subject,
         other.body,
         without_original_time(other.headers),
     )

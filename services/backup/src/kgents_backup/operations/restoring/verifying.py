@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kgents_backup.model.faults import ProtocolError
 from kgents_backup.model.ports import Progress
-from kgents_backup.model.segment import Message
+from kgents_backup.model.segment import Message, subject_bytes
 from kgents_backup.operations.restoring.filling import tail
 from kgents_backup.operations.restoring.histories import is_same
 from kgents_backup.operations.restoring.preparing import Prepared
@@ -140,7 +140,8 @@ def _note(message: Message, lost: Counter[bytes], found: Findings) -> None:
 
 def _mark(message: Message) -> bytes:
     found = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for part in (message.subject.encode(), without_original_time(message.headers), message.body):
+    subject = subject_bytes(message.restored_subject)
+    for part in (subject, without_original_time(message.headers), message.body):
         found.update(len(part).to_bytes(4, "big"))
         found.update(part)
     return found.digest()

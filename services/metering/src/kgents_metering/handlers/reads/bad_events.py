@@ -10,7 +10,7 @@ from kgents_common import usage_contract
 from kgents_metering.handlers.reads import answers
 from kgents_metering.handlers.reads.gate import Gate, whole
 from kgents_metering.model.query import QueryError
-from kgents_metering.model.query.parameters import choice, from_query_string, number, one
+from kgents_metering.model.query.parameters import choice, from_query_string, its_own, number, one
 from kgents_metering.sinks.ledger.reads import UsageReads
 from kgents_metering.sinks.ledger.reads.bad_events import STATEMENTS, BadEvent, BadEvents
 
@@ -29,6 +29,7 @@ def routes(usage: UsageReads, gate: Gate) -> list[BaseRoute]:
     async def find(request: Request, tenant: str) -> Response:
         known = usage_contract.PARAMETERS[usage_contract.BAD_EVENTS]
         values = from_query_string(request.scope["query_string"], known)
+        its_own(values, tenant)
         kind = choice(values, "kind", tuple(STATEMENTS), "")
         if not kind:
             raise QueryError(f"kind: must be one of {', '.join(STATEMENTS)}")

@@ -124,3 +124,13 @@ def choice(values: Parameters, name: str, choices: Sequence[str], default: str) 
     if text not in choices:
         raise QueryError(f"{name}: must be one of {', '.join(choices)}")
     return text
+
+
+def its_own(values: Parameters, tenant: str) -> None:
+    """Refuse a question about another tenant; a key of several has been asked for one of its own already.
+
+    Raises:
+        QueryError: 403, another tenant's.
+    """
+    if one(values, "subject") not in (None, tenant):
+        raise QueryError("subject: another tenant's", status=403)
