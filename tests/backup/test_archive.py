@@ -242,7 +242,7 @@ async def test_header_blocks_survive_reading_as_bytes(client: VerbatimClient) ->
     await make_stream(client)
     block = b"NATS/1.0\r\nA: one\r\nA:two\r\nb:   spaced \r\nU: \xc3\xbc\r\n\r\n"
     await client.publish_verbatim("agentese.a.b", "", block, b"body")
-    await client.flush()
+    await until(lambda: read_all(client))
     (message,) = await read_all(client)
     assert message.headers == block
     assert message.body == b"body"
