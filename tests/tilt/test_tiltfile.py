@@ -306,6 +306,18 @@ def test_a_live_update_covers_every_file_of_a_service_and_its_library(on_cluster
             assert step["remote_path"].endswith(Path(step["local_path"]).name)
 
 
+def test_an_image_is_built_with_its_source(on_cluster: Tilt) -> None:
+    """Rule: a pod has its code before anything is synced into it: no source is left out of a build."""
+    bases = [build for build in on_cluster.of("docker_build") if "target" in build]
+    assert len(bases) == 4
+    for build in bases:
+        assert not build.get("ignore")
+        assert {f"services/{build['target']}", "libs/common"} <= set(build["only"])
+    for build in on_cluster.of("docker_build"):
+        if "target" not in build:
+            assert build["build_args"]["IMAGE"] in {base["ref"] for base in bases}
+
+
 def test_processes_are_the_devstacks_and_wait_for_its_servers(as_processes: Tilt) -> None:
     """Rule: every service has its process, its port, its readiness and its source."""
     resources = {resource["name"]: resource for resource in as_processes.of("local_resource")}
