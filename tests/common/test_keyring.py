@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kgents_common import keyring
@@ -68,3 +69,21 @@ def test_a_tenant_or_scope_that_cannot_be_is_refused(tenant: str, scopes: list[s
     """Rule: a tenant is one NATS token."""
     with pytest.raises(ConfigurationError):
         keyring.mint(tenant, scopes)
+
+
+@pytest.mark.parametrize("whose", ["acme", ["acme"], ["acme", "globex"]])
+def test_what_concerns_every_tenant_is_no_key_of_some(whose: str | list[str]) -> None:
+    """Rule: an operator's scope is minted for a key of every tenant alone; the error says how."""
+    for scope in keyring.OPERATOR_SCOPES:
+        with pytest.raises(ConfigurationError, match=scope) as error:
+            keyring.mint(whose, ["usage:read", scope])
+        assert "--every-tenant" in str(error.value.hint)
+        assert keyring.mint("*", [scope])[1].is_every
+
+
+def test_a_keyring_of_before_is_read_whatever_it_gave_away(tmp_path: Path) -> None:
+    """Rule: a key that would not be made today does not take the others with it."""
+    path = tmp_path / "keys.json"
+    _, record = keyring.mint("acme", [])
+    keyring.write(path, [msgspec.structs.replace(record, scopes=("meters:write", "usage:read"))])
+    assert keyring.load(path)[0].scopes == ("meters:write", "usage:read")

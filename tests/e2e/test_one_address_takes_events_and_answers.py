@@ -53,6 +53,8 @@ def test_the_sdk_works_with_one_endpoint(make_system: Callable[..., System]) -> 
         own = httpx.get(f"{reads.operations_url}/openapi.json").json()["paths"]
         assert {*own} <= {*described}
         assert {*described["/api/v1/events"]} == {"get", "post"}
+        counted = httpx.get(f"{door.operations_url}/metrics").text
+        assert 'code="200",method="POST",route="/api/v1/meters/{meter}/query"' in counted
 
         system.stack.reads.stop()
         away = client.get(path)

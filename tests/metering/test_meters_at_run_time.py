@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
@@ -35,15 +36,26 @@ LATENCY = {
 
 @pytest.fixture
 async def editor(pool: Pool, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    key, record = keyring.mint("acme", ["meters:write"])
+    key, record = keyring.mint("*", ["meters:write"])
     tenants, tenants_record = keyring.mint("acme", keyring.TENANT_SCOPES)
-    keyring.write(tmp_path / "keys.json", [record, tenants_record])
+    before, before_record = keyring.mint("acme", [])  # as releases before made them
+    several, several_record = keyring.mint(["acme", "globex"], [])
+    of_before = [
+        msgspec.structs.replace(r, scopes=("meters:write",)) for r in (before_record, several_record)
+    ]
+    keyring.write(tmp_path / "keys.json", [record, tenants_record, *of_before])
     door = MeterDoor(MeterEditing(pool), actor_by_key(keyring.Keyring(tmp_path / "keys.json").find))
     app = application(meter_door.routes(door), reads.EXCEPTION_HANDLERS)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app),
         base_url="http://metering",
-        headers={"x-api-key": key, "x-tenants": tenants, "x-id": record.id},
+        headers={
+            "x-api-key": key,
+            "x-tenants": tenants,
+            "x-before": before,
+            "x-several": several,
+            "x-id": record.id,
+        },
     ) as made:
         yield made
 
@@ -126,10 +138,15 @@ async def test_a_wrong_meter_is_told(editor: httpx.AsyncClient, wish: object, to
     assert (await editor.put("/api/v1/meters/x", json={})).status_code == 404
 
 
-async def test_meters_are_an_operators(editor: httpx.AsyncClient) -> None:
-    """Rule: a scope of its own; no key has it unless it was asked for."""
-    headers = {"x-api-key": editor.headers["x-tenants"]}
-    assert (await editor.post("/api/v1/meters", json=LATENCY, headers=headers)).status_code == 403
+@pytest.mark.parametrize(
+    ("whose", "told"),
+    [("x-tenants", "lack the scope"), ("x-before", "every tenant's"), ("x-several", "every tenant's")],
+)
+async def test_meters_are_an_operators(editor: httpx.AsyncClient, whose: str, told: str) -> None:
+    """Rule: a scope of its own, on a key of every tenant alone; a key of before with it is told why not."""
+    headers = {"x-api-key": editor.headers[whose]}
+    answer = await editor.post("/api/v1/meters", json=LATENCY, headers=headers)
+    assert (answer.status_code, told in answer.json()["detail"]) == (403, True)
     assert (
         await editor.post("/api/v1/meters", json=LATENCY, headers={"x-api-key": "kg_no"})
     ).status_code == 401

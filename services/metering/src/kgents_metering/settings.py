@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from kgents_common.settings import ServiceSettings
 
@@ -15,8 +15,16 @@ class MeteringSettings(ServiceSettings):
 
     port: int = Field(8001, validation_alias="KGENTS_PORT", ge=0, le=65535)
     database_url: str = Field(validation_alias="DATABASE_URL")
-    meters_file: Path = Field(validation_alias="KGENTS_METERS_FILE")
-    keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
+    meters_file: Path | None = Field(
+        None,
+        validation_alias="KGENTS_METERS_FILE",
+        description="The meters an operator declares; required unless the role is reads",
+    )
+    keyring_file: Path | None = Field(
+        None,
+        validation_alias="KGENTS_KEYRING_FILE",
+        description="Who may ask; required unless the role is writer",
+    )
     openmeter_base_url: str | None = Field(None, validation_alias="OPENMETER_BASE_URL")
     openmeter_api_key: SecretStr | None = Field(None, validation_alias="OPENMETER_API_KEY")
     openmeter_version: Literal["v1", "v3"] = Field("v1", validation_alias="KGENTS_OPENMETER_API")
@@ -60,3 +68,14 @@ class MeteringSettings(ServiceSettings):
     apply_batch: int = Field(1000, validation_alias="KGENTS_APPLY_BATCH", ge=1, le=4000)
     deliver_in_flight: int = Field(4, validation_alias="KGENTS_DELIVER_IN_FLIGHT", ge=1, le=64)
     crash_at: str | None = Field(None, validation_alias="KGENTS_CRASH_AT")
+
+    @model_validator(mode="after")
+    def _each_role_has_its_files(self) -> Self:
+        needed = {
+            "KGENTS_METERS_FILE": self.meters_file is None and self.role != "reads",
+            "KGENTS_KEYRING_FILE": self.keyring_file is None and self.role != "writer",
+        }
+        missing = [name for name, is_missing in needed.items() if is_missing]
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: required for KGENTS_METERING_ROLE={self.role}")
+        return self

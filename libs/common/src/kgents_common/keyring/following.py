@@ -27,12 +27,14 @@ class KeysUnavailableError(TransientError):
     """Nobody can say whether a key is still good: what was known is too old."""
 
 
-def open_keyring(settings: ServiceSettings, path: Path, clock: Clock) -> Keyring:
+def open_keyring(settings: ServiceSettings, path: Path | None, clock: Clock) -> Keyring:
     """The keyring of a service, noting uses where its settings say so.
 
     Raises:
-        ConfigurationError: As `load`.
+        ConfigurationError: None is named; else as `load`.
     """
+    if path is None:
+        raise ConfigurationError("no keyring is named", hint="set KGENTS_KEYRING_FILE")
     directory = settings.keyring_uses_directory
     uses = None if directory is None else Uses(directory, f"{settings.instance}-{settings.port}", clock)
     return Keyring(path, clock, uses)

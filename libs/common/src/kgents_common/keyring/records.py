@@ -17,7 +17,7 @@ from kgents_common import subjects
 from kgents_common.errors import ConfigurationError
 
 TENANT_SCOPES = ("events:write", "events:read", "usage:read", "billing:read", "sessions:write")
-# What concerns every tenant: an operator's, never a key's unless it is asked for.
+# What concerns every tenant: only a key of every tenant may have it, and only where it is asked for.
 OPERATOR_SCOPES = ("meters:write",)
 SCOPES = (*TENANT_SCOPES, *OPERATOR_SCOPES)
 EVERY_TENANT = "*"
@@ -52,8 +52,13 @@ class KeyRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     def allows(self, tenant: str) -> bool:
         """Whether it may speak for this tenant."""
         if self.is_wide:
-            return tenant in self.tenants or self.tenants == (EVERY_TENANT,)
+            return tenant in self.tenants or self.is_every
         return tenant == self.tenant
+
+    @property
+    def is_every(self) -> bool:
+        """Whether it is a key of every tenant: an operator's."""
+        return self.tenants == (EVERY_TENANT,)
 
     def is_over(self, now: datetime) -> bool:
         """Whether it has expired."""
@@ -74,7 +79,8 @@ def mint(
         tenant: Whose it is; several, or `*` alone, for a key of several tenants.
 
     Raises:
-        ConfigurationError: A tenant, a scope or the name cannot be.
+        ConfigurationError: A tenant, a scope or the name cannot be, or a scope that concerns every tenant is
+            asked for a key of some.
     """
     key = "kg_" + secrets.token_urlsafe(32)
     is_wide = not isinstance(tenant, str) or tenant == EVERY_TENANT
@@ -89,6 +95,13 @@ def mint(
         name=name,
     )
     check(record)
+    # Not in `check`: a keyring of before may have such a key, and it must not take the others with it.
+    theirs = [scope for scope in scopes if scope in OPERATOR_SCOPES]
+    if theirs and not record.is_every:
+        raise ConfigurationError(
+            f"{theirs[0]} concerns every tenant: only a key of every tenant may have it",
+            hint="kgents-api keys create --every-tenant",
+        )
     return key, record
 
 
@@ -102,7 +115,7 @@ def check(record: KeyRecord) -> None:
         raise ConfigurationError(f"key {record.id}: has either a tenant or tenants")
     if len(record.tenants) > MAX_TENANTS:
         raise ConfigurationError(f"key {record.id}: at most {MAX_TENANTS} tenants, or '{EVERY_TENANT}'")
-    if record.tenants != (EVERY_TENANT,):
+    if not record.is_every:
         for tenant in record.tenants or (record.tenant,):
             if not subjects.is_tenant(tenant):
                 raise ConfigurationError(f"key {record.id}: tenant must be {subjects.TENANT_RULE}")

@@ -10,6 +10,7 @@ from contextvars import Token
 from opentelemetry import context, trace
 from opentelemetry.trace import Span, SpanKind, Tracer
 from prometheus_client import Counter
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kgents_api.handlers.refusal import Refused
@@ -27,7 +28,7 @@ class Instrument:
 
     Args:
         direct: Method and path to an endpoint that is called without a router in between.
-        routes: Path to its label in metrics and spans; any other path is `other`.
+        routes: Path, or template of one, to its label in metrics and spans; any other path is `other`.
         tracer: None to make no spans; the caller's trace context then travels on as it came.
         max_concurrency: More requests than this at once are answered 503.
         unlimited: Labels of routes that do not count, being answered at once or having a limit of their own.
@@ -47,6 +48,7 @@ class Instrument:
         self._app = app
         self._direct = direct
         self._routes = routes
+        self._templates = [(compile_path(path)[0], label) for path, label in routes.items() if "{" in path]
         self._metrics = metrics
         self._tracer = tracer
         self._max_concurrency = max_concurrency
@@ -61,7 +63,7 @@ class Instrument:
             return
         started = time.perf_counter()
         app = self._direct.get((scope["method"], scope["path"]), self._app)
-        route = self._routes.get(scope["path"]) or self._below(scope["path"])
+        route = self._routes.get(scope["path"]) or self._by_template(scope["path"])
         status = 500
         has_begun = False
         span: Span | None = None
@@ -117,9 +119,9 @@ class Instrument:
             self._running -= counted
             self._note(route, scope["method"], status, time.perf_counter() - started, span)
 
-    def _below(self, path: str) -> str:
-        """The route that ends in an id, else `other`."""
-        return self._routes.get(path.rpartition("/")[0] + "/{id}", OTHER)
+    def _by_template(self, path: str) -> str:
+        """The label of the route that has parameters and matches, else `other`."""
+        return next((label for pattern, label in self._templates if pattern.match(path)), OTHER)
 
     def _note(self, route: str, method: str, status: int, seconds: float, span: Span | None) -> None:
         key = (route, method if method in _METHODS else OTHER, status)

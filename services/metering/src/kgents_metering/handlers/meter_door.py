@@ -1,6 +1,6 @@
 """Meters at run time, in OpenMeter's v1 shapes (`api/openapi.yaml`: createMeter, updateMeter, deleteMeter).
 
-Meters are everybody's: the scope is an operator's, and no tenant's key should have it.
+Meters are every tenant's: the scope is an operator's, and counts on a key of every tenant alone.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ def actor_by_key(find: Callable[[str], KeyRecord | None]) -> Callable[[Request],
             raise HTTPException(401, "these credentials are not known", {"www-authenticate": "Bearer"})
         if SCOPE not in record.scopes:
             raise HTTPException(403, f"these credentials lack the scope {SCOPE}")
+        if not record.is_every:  # made by a release that gave the scope to any key
+            raise HTTPException(
+                403, f"meters are every tenant's: {SCOPE} counts on a key of every tenant alone"
+            )
         return record.id
 
     return actor_of

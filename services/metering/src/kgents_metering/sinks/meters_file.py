@@ -10,12 +10,14 @@ from kgents_common.errors import ConfigurationError
 from kgents_metering.model.meters import Declared, declared
 
 
-def load_meters(path: Path) -> Declared:
+def load_meters(path: Path | None) -> Declared:
     """The meters of the file, and its version.
 
     Raises:
-        ConfigurationError: It is missing, not YAML, or breaks a rule of meters.
+        ConfigurationError: It is not named, missing, not YAML, or breaks a rule of meters.
     """
+    if path is None:
+        raise ConfigurationError("no meters file is named", hint="set KGENTS_METERS_FILE")
     try:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
