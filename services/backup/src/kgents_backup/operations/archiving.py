@@ -132,8 +132,11 @@ class Archiver:
             else:
                 self._waiting.progressed()
 
-    async def step(self) -> None:
+    async def step(self, *, is_waiting: bool = True) -> None:
         """Read what there is, for at most a second, and store a segment where one is due.
+
+        Args:
+            is_waiting: Off, what is not there now is not waited for.
 
         Raises:
             KgentsError: The stream, the server or the store failed; `run` begins anew at what is stored.
@@ -146,7 +149,9 @@ class Archiver:
         assert self._reader is not None  # noqa: S101 `_begin` made it
         # Never less than two of the largest messages: a smaller batch could give none at all.
         room = max(2 * client.max_payload, self._policy.segment_bytes - self._held_bytes)
-        messages = await self._reader.batch(limit_bytes=room, wait_seconds=self._patience())
+        messages = await self._reader.batch(
+            limit_bytes=room, wait_seconds=self._patience() if is_waiting else None
+        )
         if messages and not self._held:
             self._held_since = self._clock.monotonic()
         self._held += messages
@@ -165,8 +170,11 @@ class Archiver:
             KgentsError: As `step`.
         """
         info = await stream_info(await self._client(), self._stream)
+        is_waiting, reached = False, 0
         while info is not None:
-            await self.step()
+            await self.step(is_waiting=is_waiting)
+            before, reached = reached, self._reader.next_sequence if self._reader else 0
+            is_waiting = reached == before  # only a server that is slow is worth waiting for
             if self._next > info.last_sequence or (self._reader and self._reader.pending == 0):
                 await self.flush()
                 break

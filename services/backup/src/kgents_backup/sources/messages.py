@@ -70,9 +70,12 @@ class MessageReader:
             await self._open()
 
     async def batch(
-        self, *, limit: int = BATCH_MESSAGES, limit_bytes: int = BATCH_BYTES, wait_seconds: float = 1.0
+        self, *, limit: int = BATCH_MESSAGES, limit_bytes: int = BATCH_BYTES, wait_seconds: float | None = 1.0
     ) -> list[Message]:
         """The next messages; fewer than `limit` or none where there are no more within `wait_seconds`.
+
+        Args:
+            wait_seconds: None for what is there now.
 
         Raises:
             JetStreamApiError: The stream is gone.
@@ -83,7 +86,9 @@ class MessageReader:
         found: list[Message] = []
         try:
             arrived = await self._consumer.batch(
-                limit=limit, wait=timedelta(seconds=wait_seconds), max_bytes=limit_bytes
+                limit=limit,
+                wait=None if wait_seconds is None else timedelta(seconds=wait_seconds),
+                max_bytes=limit_bytes,
             )
         except (NatsError, OSError, TimeoutError):
             await self.close()
@@ -107,8 +112,10 @@ class MessageReader:
         """
         loop = asyncio.get_running_loop()
         seen_at = loop.time()
+        wait_seconds: float | None = None  # everything wanted is stored: waiting is for a server that is slow
         while self._next <= until:
-            messages = await self.batch(wait_seconds=1)
+            messages = await self.batch(wait_seconds=wait_seconds)
+            wait_seconds = None if messages else 1.0
             for message in messages:
                 if message.sequence > until:
                     return
