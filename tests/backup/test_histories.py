@@ -219,6 +219,7 @@ class World:
     async def restore(self) -> None:
         """To the end, perhaps killed on the way and run again, or taken back."""
         before, held = await self.bodies(), await self.held()
+        was_whole = await journal.find(self.client, self.local, STREAM) is None
         wanted = Wanted(STREAM, replace=True)
         if self.roll.random() < 0.4:
             point = self.roll.choice(NAMES)
@@ -236,8 +237,9 @@ class World:
             report = await self._restoration().bring_back(wanted)
         except KgentsError as error:
             self.told.append(f"  refused: {error}")
-            if await journal.find(self.client, self.local, STREAM) is None:
-                assert before <= await self.bodies(), "a refusal lost something"
+            if await journal.find(self.client, self.local, STREAM) is not None:
+                await self._restoration().undo(STREAM)
+            assert not was_whole or before <= await self.bodies(), "a refusal lost something"
             return
         lacks = (held - self.given_up) - await self.bodies()
         assert not lacks, f"success, and {len(lacks)} of {len(held)} are missing: {sorted(lacks)[:5]}"

@@ -20,10 +20,16 @@ from tests.backup.streams import (
     read_all,
 )
 
-from kgents_backup.model.faults import CorruptError, RefusedError, RestoringError, UnrecoverableError
+from kgents_backup.model.faults import (
+    CorruptError,
+    ProtocolError,
+    RefusedError,
+    RestoringError,
+    UnrecoverableError,
+)
 from kgents_backup.model.plan import Until
 from kgents_backup.operations.archiving import Archiver
-from kgents_backup.operations.restoring import journal
+from kgents_backup.operations.restoring import Prepared, journal, prepare
 from kgents_backup.operations.restoring.transaction import Restoration, Wanted
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.operations.uploading import upload_missing
@@ -258,6 +264,53 @@ async def test_a_plan_that_fails_leaves_the_stream_open(client: VerbatimClient, 
         await restoration(client, vault).bring_back(Wanted(STREAM, Until(sequence=10_000), replace=True))
     assert await is_taken(client)
     assert await journal.find(client, vault, STREAM) is None
+
+
+async def test_an_archive_that_lost_its_beginning_replaces_no_stream_and_brings_back_none_as_whole(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: what stood before the first stored segment is missed, live or lost; --fall-back does without."""
+    await make_stream(client)
+    await fill(client, 30)
+    await archive(client, vault)
+    await fill(client, 20, start=30)
+    await archive(client, vault)
+    whole = await bodies(client)
+    first = min((await vault.catalogue(STREAM)).newest.segments)  # type: ignore[union-attr]
+    await vault.store.delete(first.key)
+    with pytest.raises(CorruptError, match="sequences 1 to 30"):
+        await restoration(client, vault).bring_back(REPLACE)
+    assert await is_taken(client)
+    assert (await bodies(client))[:50] == whole
+    await client.jetstream().delete_stream(STREAM)
+    with pytest.raises(CorruptError, match="sequences 1 to 30"):
+        await restoration(client, vault).bring_back(Wanted(STREAM))
+    await restoration(client, vault).bring_back(Wanted(STREAM, fall_back=True))
+    assert (await bodies(client))[:20] == whole[30:]
+
+
+async def test_a_restore_to_the_end_opens_no_stream_that_lacks_what_it_had(
+    client: VerbatimClient, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: whatever the plan overlooked, the copy of the stream as it was shows it; it can be taken back."""
+    await make_stream(client)
+    await fill(client, 30)
+    await archive(client, vault)
+    whole = await bodies(client)
+    to_20 = Until(sequence=20)
+
+    async def overlooked(self: Restoration, wanted: Wanted, **_: object) -> Prepared:
+        return await prepare(self.source, wanted.stream, to_20)
+
+    monkeypatch.setattr(Restoration, "_prepare", overlooked)
+    with pytest.raises(
+        ProtocolError, match="10 messages that the stream held are in no backup, the first at 21"
+    ):
+        await restoration(client, vault).bring_back(REPLACE)
+    assert not await is_taken(client)
+    await restoration(client, vault).undo(STREAM)
+    assert await bodies(client) == whole
+    assert await is_taken(client)
 
 
 async def test_a_stream_made_anew_after_a_loss_does_not_hide_the_old_one(

@@ -53,7 +53,8 @@ def prune(catalogue: Catalogue, *, now: datetime, keep: timedelta) -> Pruning:
         kept = [s for s in files.snapshots if s not in drop]
         # Only a snapshot that was found good stands for what it covers.
         floor = min((s.last for s in kept if s in files.verified), default=None)
-        is_over = line != newest and not kept
+        # A history that is over goes as a whole: what is left of half of one looks like damage.
+        is_over = line != newest and not kept and len(old[1]) == len(files.segments)
         drop_segments = [s for s in old[1] if is_over or (floor is not None and s.last <= floor)]
         snapshots += drop
         segments += drop_segments

@@ -65,6 +65,21 @@ def in_order(files: LineFiles) -> tuple[SegmentName, ...]:
     return tuple(found)
 
 
+async def first_missing(vault: Vault, segments: Sequence[SegmentName]) -> int | None:
+    """The first sequence that the stream held before these segments begin; None where they begin with it.
+
+    Each segment says with which sequence the stream began when it was written.
+
+    Raises:
+        CorruptError: The first segment is damaged.
+    """
+    if not segments:
+        return None
+    header, _ = await vault.read_segment(segments[0])
+    began = header.stream_first or segments[0].first
+    return began if began < segments[0].first else None
+
+
 async def read_in_order(vault: Vault, segments: Sequence[SegmentName]) -> AsyncIterator[Message]:
     """Every message of a chain of segments once.
 

@@ -23,6 +23,7 @@ from kgents_backup.model.restoration import is_of_a_fence
 from kgents_backup.operations.restoring.histories import (
     Appended,
     ancestors_of,
+    first_missing,
     in_order,
     maximal_lines,
     records_of,
@@ -93,8 +94,16 @@ async def prepare(
                 f"segments/{stream}/{files.line}/",
                 f"was archived to sequence {files.promised}, and nothing from {files.lost_from} on is there",
             )
-        appended, notes = _appended(files, others, is_wanted=line is None and until == Until())
         try:
+            missing = await first_missing(vault, found.segments) if found.snapshot is None else None
+            if missing is not None and not fall_back:
+                raise CorruptError(
+                    f"segments/{stream}/{files.line}/",
+                    f"nothing that holds sequences {missing} to {found.segments[0].first - 1} is there",
+                )
+            appended, notes = await _appended(
+                vault, files, others, is_wanted=line is None and until == Until(), fall_back=fall_back
+            )
             manifest = await vault.manifest(found.snapshot) if found.snapshot else None
             if check_files:
                 await _check(vault, found, manifest, appended, progress or NoProgress())
@@ -105,6 +114,8 @@ async def prepare(
             _log.warning("restore.falling_back", damaged=error.key)
             continue
         break
+    if missing is not None:
+        avoided.append(f"sequences {missing} to {found.segments[0].first - 1} are nowhere")
     taken = [files.line, *(a.line for a in appended)]
     return Prepared(
         found,
@@ -140,8 +151,8 @@ async def _choose(
     return files, [other for other in maximal if other.line != files.line]
 
 
-def _appended(
-    files: LineFiles, others: Sequence[LineFiles], *, is_wanted: bool
+async def _appended(
+    vault: Vault, files: LineFiles, others: Sequence[LineFiles], *, is_wanted: bool, fall_back: bool
 ) -> tuple[tuple[Appended, ...], tuple[str, ...]]:
     found: list[Appended] = []
     notes: list[str] = []
@@ -150,13 +161,21 @@ def _appended(
         if not is_wanted:
             notes.append(f"line {other.line} holds other messages, up to sequence {reach}: not restored")
             continue
-        if other.archived_to < reach:
+        chain = in_order(other)
+        lacking = await first_missing(vault, chain) if chain else 1
+        if lacking is None:
+            ends = [s.last for s in other.covering(chain[0].first)]
+            lacking = ends[-1] + 1 if ends[-1] < reach else None
+        if lacking is not None and not fall_back:
             raise UnrecoverableError(
                 f"line {other.line} holds messages up to sequence {reach} that line {files.line} lacks, and"
-                f" only its snapshot has those after {other.archived_to}",
-                hint=f"choose one: --line {files.line} or --line {other.line}; see `list`",
+                f" its segments do not account for sequence {lacking}",
+                hint=f"choose one: --line {files.line} or --line {other.line}; or --fall-back for what"
+                " segments hold; see `list`",
             )
-        found.append(Appended(other.line, in_order(other), in_order(files)))
+        if lacking is not None:
+            notes.append(f"line {other.line} is not whole: its segments lack sequence {lacking}")
+        found.append(Appended(other.line, chain, in_order(files)))
     return tuple(found), tuple(notes)
 
 

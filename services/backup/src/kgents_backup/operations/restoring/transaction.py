@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from kgents_backup.model import configurations
-from kgents_backup.model.faults import RefusedError, StoreError
+from kgents_backup.model.faults import ProtocolError, RefusedError, StoreError
 from kgents_backup.model.keys import Line
 from kgents_backup.model.plan import Until
 from kgents_backup.model.ports import NoProgress, Progress
@@ -313,6 +313,7 @@ class Restoration:
             found.digest,
         )
         self.crash.reach("restore.verified")
+        _refuse_loss(record, wanted, report)
         self.check()
         await journal.write(self.work, with_step(record, step=Step.FILLED))
         if prepared.manifest is None:
@@ -351,6 +352,20 @@ class Restoration:
     async def _delete(self, name: str) -> None:
         if await stream_info(self.client, name) is not None:
             await request(self.client, f"STREAM.DELETE.{name}", timeout_seconds=60)
+
+
+def _refuse_loss(record: RestoreRecord, wanted: Wanted, report: RestoreReport) -> None:
+    """Open no stream that lacks what it had, unless that was asked for."""
+    is_asked_for = wanted.until != Until() or wanted.line is not None or wanted.fall_back
+    # What an older release left half restored holds fillers, too.
+    was_half_restored = record.config is not None and is_closed(record.config)
+    if report.missing and not is_asked_for and not was_half_restored:
+        raise ProtocolError(
+            f"{report.missing} messages that the stream held are in no backup, the first at"
+            f" {report.first_missing}: the restored one stays closed",
+            hint=f"`restore --undo` opens it as it was; `restore --replace --fall-back` does without them"
+            f" (they stay in {record.kept})",
+        )
 
 
 def _is_released(config: dict[str, Any], record: RestoreRecord) -> bool:
