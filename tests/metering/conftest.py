@@ -17,7 +17,7 @@ from kgents_common.clock import ManualClock
 from kgents_common.crash import CrashPoints
 from kgents_common.telemetry import new_registry
 from kgents_metering.handlers import conflicts, reads
-from kgents_metering.handlers.authorization import tenant_by_key
+from kgents_metering.handlers.authorization import record_by_key
 from kgents_metering.metrics import ReadMetrics
 from kgents_metering.model.meters import parse
 from kgents_metering.sinks.ledger.apply import Ledger
@@ -67,7 +67,7 @@ async def client(
     writer, writer_record = keyring.mint("acme", ["events:write"])
     keyring.write(tmp_path / "keys.json", [record, foreign_record, writer_record])
     gate = reads.Gate(
-        tenant_by_key(keyring.Keyring(tmp_path / "keys.json")), reads.Admission(), ReadMetrics(new_registry())
+        record_by_key(keyring.Keyring(tmp_path / "keys.json")), reads.Admission(), ReadMetrics(new_registry())
     )
     clock = ManualClock(datetime(2026, 11, 23, 13, tzinfo=UTC))
     app = Starlette(

@@ -68,7 +68,7 @@ async def usage(pool: Pool, slug: str, **span: str) -> list[Decimal]:
     meter = await reads.meter(slug)
     assert meter is not None
     rows = await reads.query(
-        meter, "acme", parse_query({k: [v] for k, v in span.items()}, meter.meter, "acme")
+        meter, "acme", parse_query({k: [v] for k, v in span.items()}, meter.meter, ("acme",))
     )
     return [row.value for row in rows]
 

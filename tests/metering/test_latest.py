@@ -41,7 +41,7 @@ async def latest(pool: Pool, **span: str) -> Decimal:
     meter = await reads.meter("level")
     assert meter is not None
     values = {name: [value] for name, value in span.items()}
-    [row] = await reads.query(meter, "acme", parse_query(values, meter.meter, "acme"))
+    [row] = await reads.query(meter, "acme", parse_query(values, meter.meter, ("acme",)))
     return row.value
 
 

@@ -19,7 +19,7 @@ from kgents_common import database, keyring
 from kgents_common.clock import SystemClock
 from kgents_common.telemetry import new_registry
 from kgents_metering.handlers import reads
-from kgents_metering.handlers.authorization import tenant_by_key
+from kgents_metering.handlers.authorization import record_by_key
 from kgents_metering.handlers.reads.admission import Admission, BusyError
 from kgents_metering.metrics import ReadMetrics
 from kgents_metering.sinks.ledger.apply import Ledger
@@ -52,8 +52,8 @@ async def make_app(database_url: str, ledger: Ledger, tmp_path: Path) -> AsyncIt
         key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
         keyring.write(tmp_path / "keys.json", [record])
         usage = UsageReads(pool, ReadLimits(statement_seconds=statement_seconds, **limits))
-        tenant_of = tenant_by_key(keyring.Keyring(tmp_path / "keys.json"))
-        gate = reads.Gate(tenant_of, admission or Admission(), ReadMetrics(new_registry()))
+        record_of = record_by_key(keyring.Keyring(tmp_path / "keys.json"))
+        gate = reads.Gate(record_of, admission or Admission(), ReadMetrics(new_registry()))
         routes = reads.routes(usage, gate, SystemClock())
         app = Starlette(routes=routes, exception_handlers=reads.EXCEPTION_HANDLERS)
         return app, {"authorization": f"Bearer {key}"}

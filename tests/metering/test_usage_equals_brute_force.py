@@ -164,7 +164,7 @@ async def _check(
                 parameters["filterGroupBy[model]"] = [model]
             if start is not None and end is not None:
                 parameters |= {"from": [start.isoformat()], "to": [end.isoformat()]}
-            query = parse_query(parameters, meter.meter, "acme")
+            query = parse_query(parameters, meter.meter, ("acme",))
             rows = await reads.query(meter, "acme", query)
             found = {(r.start, r.end, r.groups.get("model")): r.value for r in rows}
             expected = dict(_by_hand(unique, aggregation, query, model))

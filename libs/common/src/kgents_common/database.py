@@ -30,6 +30,13 @@ _TRANSIENT = (
 )
 
 
+# Compiling (jit) takes longer than what it saves in answers that are planned to be short.
+_READING = (
+    " -c default_transaction_read_only=on -c cursor_tuple_fraction=1 -c max_parallel_workers_per_gather=0"
+    r" -c default_transaction_isolation=repeatable\ read -c jit=off"
+)
+
+
 def make_pool(
     url: str,
     *,
@@ -44,9 +51,10 @@ def make_pool(
         url: A libpq connection URL.
         application: The name shown in pg_stat_activity.
         statement_timeout_seconds: The longest one statement may run; a transaction may idle as long.
-        is_read_only: For questions: nothing is written, and cursors are planned to be read to their end.
+        is_read_only: For questions: nothing is written, a transaction sees one moment, cursors are planned to
+            be read to their end, and a statement has one process: it takes one core from those who write.
     """
-    reading = " -c default_transaction_read_only=on -c cursor_tuple_fraction=1" if is_read_only else ""
+    reading = _READING if is_read_only else ""
     milliseconds = int(statement_timeout_seconds * 1000)
     return AsyncConnectionPool(
         url,

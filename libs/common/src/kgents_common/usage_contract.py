@@ -56,7 +56,7 @@ _QUERY: Described = {
     **_SPAN,
     "windowSize": ({"enum": ["MINUTE", "HOUR", "DAY", "MONTH"]}, "A value for each window"),
     "windowTimeZone": (_TEXT, "Whose calendar: a name of the IANA time zone database; UTC by default"),
-    "subject": (_TEXTS, "Your tenant; groups by it, too"),
+    "subject": (_TEXTS, "Your tenant, or those of a key of several; groups by it, too"),
     "groupBy": (_TEXTS, "Group keys of the meter, or subject"),
     "filterGroupBy": (
         {"type": "object", "additionalProperties": _TEXT},
@@ -68,7 +68,7 @@ _QUERY: Described = {
 }
 _LISTED: Described = {
     "id": (_TEXT, "A part of the id"),
-    "subject": (_TEXT, "A part of the subject"),
+    "subject": (_TEXTS, "A part of your tenant's name; with a key of several, those you ask about"),
     "from": (_MOMENT, "Happened since, included"),
     "to": (_MOMENT, "Happened until, included"),
     "ingestedAtFrom": (_MOMENT, "Stored since, included"),
@@ -124,14 +124,15 @@ def parameters(described: Described, path: str) -> list[dict[str, Any]]:
     return found
 
 
-# What a key of several tenants needs on every question; with another key it may only name its own.
+# What a key of several tenants needs on a question about tenants; with another key it may only name its own.
 _WHOSE: Described = {"subject": (_TEXT, "Your tenant; one of them, with a key of several")}
+_WHOSE_ALL: Described = {"subject": (_TEXTS, "Your tenant; with a key of several, those you ask about")}
 
 PARAMETERS: Mapping[str, Described] = {
-    METERS: {**_PAGE, **_WHOSE},
-    METER: _WHOSE,
-    SUBJECTS: {**_WHOSE, **_SPAN},
-    GROUP_VALUES: {**_WHOSE, **_SPAN},
+    METERS: {**_PAGE, **_WHOSE_ALL},
+    METER: _WHOSE_ALL,
+    SUBJECTS: {**_WHOSE_ALL, **_SPAN},
+    GROUP_VALUES: {**_WHOSE_ALL, **_SPAN},
     QUERY: _QUERY,
     EVENTS: _LISTED,
     CONFLICTS: {**_CONFLICTS, **_WHOSE},

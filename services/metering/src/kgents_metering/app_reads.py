@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -19,7 +20,7 @@ from kgents_common.keyring import Keyring, open_keyring
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_metering.handlers import conflicts, meter_door, reads
-from kgents_metering.handlers.authorization import tenant_by_key
+from kgents_metering.handlers.authorization import record_by_key
 from kgents_metering.handlers.meter_door import MeterDoor, actor_by_key
 from kgents_metering.handlers.reads import Admission, Gate, bad_events, contract
 from kgents_metering.metrics import ReadMetrics
@@ -87,7 +88,7 @@ def read_side(
         seconds=settings.reads_seconds,
     )
     usage = UsageReads(pool, limits)
-    gate = Gate(tenant_by_key(keyring), admission, ReadMetrics(registry))
+    gate = Gate(record_by_key(keyring), admission, ReadMetrics(registry))
     routes = [
         *reads.routes(usage, gate, clock),
         *bad_events.routes(usage, gate),
@@ -106,6 +107,7 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     Raises:
         ConfigurationError: The keyring is not fit to start with.
     """
+    os.nice(settings.reads_nice)
     registry = new_registry()
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
     keys = open_keyring(settings, settings.keyring_file, clock)

@@ -58,6 +58,13 @@ class MeteringSettings(ServiceSettings):
     reads_max_rows: int = Field(
         500_000, validation_alias="KGENTS_READS_MAX_ROWS", ge=1, description="Rows of one answer"
     )
+    reads_nice: int = Field(
+        5,
+        validation_alias="KGENTS_READS_NICE",
+        ge=0,
+        le=19,
+        description="How far processes of the role reads stand back for others on their machine",
+    )
     raw_days: float | None = Field(
         None,
         validation_alias="KGENTS_RAW_DAYS",

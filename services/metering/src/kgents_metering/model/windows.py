@@ -49,6 +49,9 @@ class Windows:
 
     def around(self, moment: datetime) -> tuple[datetime, datetime]:
         """Start and end of the window that a moment of the span lies in."""
+        if self.step == MINUTE:  # the commonest by far in a large answer; every minute is on the grid
+            start = moment.replace(second=0, microsecond=0)
+            return start, start + MINUTE
         run = bisect_right(self.starts, moment) - 1
         start = self.starts[run]
         end = self.starts[run + 1] if run + 1 < len(self.starts) else self.end

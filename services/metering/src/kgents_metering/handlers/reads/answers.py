@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from decimal import Decimal
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kgents_common import shown
-from kgents_metering.model.measure import as_text
 from kgents_metering.model.query import Query
 from kgents_metering.sinks.ledger.meters import MeterInForce
 from kgents_metering.sinks.ledger.reads import Answer, ListedEvent, Row
@@ -57,24 +55,24 @@ async def _sent(
     return Response(body, media_type=media_type, headers=headers)
 
 
-async def json_rows(found: Answer, echoed: Mapping[str, str], query: Query, tenant: str) -> Response:
+async def json_rows(found: Answer, echoed: Mapping[str, str], query: Query) -> Response:
     """`{from, to, windowSize, data: […]}`, what was asked for echoed."""
 
     async def pieces() -> AsyncIterator[bytes]:
         separator = _ENCODER.encode(echoed)[:-1] + (b',"data":[' if echoed else b'"data":[')
         async for chunk in found.chunks:
-            yield separator + b",".join(_ENCODER.encode(_row(row, query, tenant)) for row in chunk)
+            yield separator + _ENCODER.encode([_row(row, query) for row in chunk])[1:-1]
             separator = b","
         yield b"]}" if separator == b"," else separator + b"]}"
 
     return await _sent(found, pieces(), "application/json", {})
 
 
-async def csv_rows(found: Answer, query: Query, tenant: str, slug: str) -> Response:
+async def csv_rows(found: Answer, query: Query, slug: str) -> Response:
     """OpenMeter's columns: window_start, window_end, subject where grouped, the keys, value."""
     subject = ["subject"] if query.by_subject else []
     head = ["window_start", "window_end", *subject, *query.group_by, "value"]
-    line = _csv_line(query, tenant)
+    line = _csv_line(query)
 
     async def pieces() -> AsyncIterator[bytes]:
         yield _csv_lines([head])
@@ -115,29 +113,23 @@ def event(found: ListedEvent) -> dict[str, object]:
     return shown
 
 
-def _number(value: Decimal) -> Decimal:
-    """The same number without trailing zeros; every digit of it stays."""
-    return Decimal(as_text(value))
-
-
-def _row(row: Row, query: Query, tenant: str) -> dict[str, object]:
+def _row(row: Row, query: Query) -> dict[str, object]:
     return {
-        "value": _number(row.value),
+        "value": row.value,
         "windowStart": row.start,
         "windowEnd": row.end,
-        "subject": tenant if query.by_subject else None,
+        "subject": row.tenant if query.by_subject else None,
         "groupBy": row.groups,
     }
 
 
-def _csv_line(query: Query, tenant: str) -> Callable[[Row], list[str]]:
-    subject = [tenant] if query.by_subject else []
+def _csv_line(query: Query) -> Callable[[Row], list[str]]:
     return lambda row: [
         f"{row.start:%Y-%m-%dT%H:%M:%SZ}",
         f"{row.end:%Y-%m-%dT%H:%M:%SZ}",
-        *subject,
+        *((row.tenant,) if query.by_subject else ()),
         *(shown.cell(row.groups[key]) for key in query.group_by),
-        f"{_number(row.value):f}",
+        f"{row.value:f}",
     ]
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from kgents_common.clock import Clock
+from kgents_common.keyring.reading import SUBJECT
 from kgents_common.usage_contract import (
     EVENTS,
     GROUP_VALUES,
@@ -26,7 +27,7 @@ from kgents_common.usage_contract import (
 )
 from kgents_metering.handlers.reads import answers
 from kgents_metering.handlers.reads.accept import wants_csv
-from kgents_metering.handlers.reads.gate import Gate, Handler, whole
+from kgents_metering.handlers.reads.gate import Gate, Handler, whole_of_several
 from kgents_metering.model.query import PARAMETERS as QUERY_PARAMETERS
 from kgents_metering.model.query import (
     REPEATABLE,
@@ -68,9 +69,9 @@ class Reads:
         self._usage = usage
         self._clock = clock
 
-    async def list_meters(self, request: Request, _: str) -> Response:
+    async def list_meters(self, request: Request, _: tuple[str, ...]) -> Response:
         """Every meter, or a page of them, as a bare array."""
-        values = _values(request, PARAMETERS[METERS])
+        values = _values(request, PARAMETERS[METERS], repeatable=(SUBJECT,))
         page, size = number(values, "page", 1, MAX_PAGE), number(values, "pageSize", MAX_METERS, MAX_METERS)
         if one(values, "includeDeleted") not in (None, "false"):
             raise QueryError("includeDeleted: meters that ended are not shown")
@@ -79,31 +80,35 @@ class Reads:
         meters = sorted(await self._usage.meters(), key=order, reverse=is_descending)
         return answers.as_json([answers.meter(meter) for meter in meters[(page - 1) * size : page * size]])
 
-    async def get_meter(self, request: Request, _: str) -> Response:
+    async def get_meter(self, request: Request, _: tuple[str, ...]) -> Response:
         """One meter by slug or ULID."""
-        _values(request, ())
+        _values(request, PARAMETERS[METER], repeatable=(SUBJECT,))
         return answers.as_json(answers.meter(await self._meter(request)))
 
-    async def subjects(self, request: Request, tenant: str) -> Response:
-        """The caller's tenant, where it used the meter."""
-        span = read_span(_values(request, PARAMETERS[SUBJECTS]))
+    async def subjects(self, request: Request, tenants: tuple[str, ...]) -> Response:
+        """Those of the caller's tenants that used the meter."""
+        span = read_span(_values(request, PARAMETERS[SUBJECTS], repeatable=(SUBJECT,)))
         meter = await self._meter(request)
-        return answers.as_json([tenant] if await self._usage.has_usage(meter, tenant, span) else [])
+        used = [one for one in tenants if await self._usage.has_usage(meter, one, span)]
+        return answers.as_json(used)
 
-    async def group_values(self, request: Request, tenant: str) -> Response:
+    async def group_values(self, request: Request, tenants: tuple[str, ...]) -> Response:
         """The values of one group key, of the last 24 hours unless `from` is given, as OpenMeter has it."""
-        span = read_span(_values(request, PARAMETERS[GROUP_VALUES]))
+        span = read_span(_values(request, PARAMETERS[GROUP_VALUES], repeatable=(SUBJECT,)))
         meter = await self._meter(request)
         key = request.path_params["key"]
         if key not in dict(meter.meter.group_by):
             raise QueryError(f"invalid group by: {ascii(key[:100])[1:-1]}", 404)
         if span.start is None:
             span = Span((span.end or self._clock.now().replace(microsecond=0)) - DEFAULT_SPAN, span.end)
-        return answers.as_json(await self._usage.group_values(meter, tenant, key, span))
+        found: set[str] = set()
+        for tenant in tenants:
+            found.update(await self._usage.group_values(meter, tenant, key, span))
+        return answers.as_json(sorted(found))
 
-    async def list_events(self, request: Request, tenant: str) -> Response:
-        """The tenant's own events, newest first, each with why it could not be metered, if so."""
-        values = _values(request, PARAMETERS[EVENTS])
+    async def list_events(self, request: Request, tenants: tuple[str, ...]) -> Response:
+        """The tenants' own events, newest first, each with why it could not be metered, if so."""
+        values = _values(request, PARAMETERS[EVENTS], repeatable=(SUBJECT,))
         if one(values, "customerId") is not None:
             raise QueryError("customerId: there are no customers here; tenants are subjects")
         limit = number(values, "limit", MAX_LISTED, MAX_LISTED)
@@ -120,13 +125,14 @@ class Reads:
             stored_to=None if stored_end is None else stored_end + SECOND,
             limit=limit,
         )
-        if (one(values, "subject") or "") not in tenant:
-            return answers.as_json([])
-        events = await self._usage.events(tenant, wanted, self._clock.now())
+        # A key of one tenant may name a part of it, as upstream; one of several has named tenants.
+        named = values.get(SUBJECT) or ("",)
+        asked = [tenant for tenant in tenants if any(part in tenant for part in named)]
+        events = await self._usage.events(asked, wanted, self._clock.now())
         return answers.as_json([answers.event(event) for event in events])
 
     @asynccontextmanager
-    async def query(self, request: Request, tenant: str) -> AsyncIterator[Response]:
+    async def query(self, request: Request, tenants: tuple[str, ...]) -> AsyncIterator[Response]:
         """A meter's values by window and group, as JSON or CSV."""
         if request.method == "POST":
             _values(request, ())
@@ -134,13 +140,13 @@ class Reads:
         else:
             values = _values(request, QUERY_PARAMETERS, repeatable=REPEATABLE)
         meter = await self._meter(request)
-        query = parse_query(values, meter.meter, tenant)
-        async with self._usage.open_query(meter, tenant, query) as found:
+        query = parse_query(values, meter.meter, tenants)
+        async with self._usage.open_query(meter, tenants, query) as found:
             if wants_csv(",".join(request.headers.getlist("accept"))):
-                yield await answers.csv_rows(found, query, tenant, meter.meter.slug)
+                yield await answers.csv_rows(found, query, meter.meter.slug)
             else:
                 echoed = {name: values[name][-1] for name in ("from", "to", "windowSize") if values.get(name)}
-                yield await answers.json_rows(found, echoed, query, tenant)
+                yield await answers.json_rows(found, echoed, query)
 
     async def _meter(self, request: Request) -> MeterInForce:
         found = await self._usage.meter(request.path_params["meter"])
@@ -153,14 +159,17 @@ def routes(usage: UsageReads, gate: Gate, clock: Clock) -> list[BaseRoute]:
     """OpenMeter's paths."""
     reads = Reads(usage, clock)
     handlers: Mapping[str, Handler] = {
-        METERS: whole(reads.list_meters),
-        METER: whole(reads.get_meter),
-        SUBJECTS: whole(reads.subjects),
-        GROUP_VALUES: whole(reads.group_values),
+        METERS: whole_of_several(reads.list_meters),
+        METER: whole_of_several(reads.get_meter),
+        SUBJECTS: whole_of_several(reads.subjects),
+        GROUP_VALUES: whole_of_several(reads.group_values),
         QUERY: reads.query,
-        EVENTS: whole(reads.list_events),
+        EVENTS: whole_of_several(reads.list_events),
     }
-    return [Route(path, gate(handler), methods=[*ROUTES[path]]) for path, handler in handlers.items()]
+    return [
+        Route(path, gate(handler, is_about_nobody=path in (METERS, METER)), methods=[*ROUTES[path]])
+        for path, handler in handlers.items()
+    ]
 
 
 def _values(request: Request, known: Collection[str], *, repeatable: Collection[str] = ()) -> Parameters:

@@ -13,7 +13,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kgents_common.errors import TransientError
+from kgents_common.keyring import KeyRecord
+from kgents_common.keyring.reading import SUBJECT, tenants_of
 from kgents_common.problems import problem
+from kgents_metering.handlers.authorization import named_subjects
 from kgents_metering.handlers.reads.admission import Admission, BusyError, GoneError, while_caller_waits
 from kgents_metering.metrics import ReadMetrics
 from kgents_metering.model.query import QueryError
@@ -21,15 +24,28 @@ from kgents_metering.sinks.ledger.reads import NARROW
 
 MAX_BODY_BYTES = 64 * 1024
 
-Handler = Callable[[Request, str], AbstractAsyncContextManager[Response]]
+# Answers a request about these tenants: the key's own, or those it names of its several; none where the
+# question is about nobody.
+Handler = Callable[[Request, tuple[str, ...]], AbstractAsyncContextManager[Response]]
 
 
 def whole(answer: Callable[[Request, str], Awaitable[Response]]) -> Handler:
-    """A handler from a function that has its whole answer before any of it is sent."""
+    """A handler about one tenant, from a function that has its whole answer before any of it is sent."""
+
+    async def of_one(request: Request, tenants: tuple[str, ...]) -> Response:
+        if len(tenants) != 1:
+            raise HTTPException(400, f"{SUBJECT}: name one tenant here")
+        return await answer(request, tenants[0])
+
+    return whole_of_several(of_one)
+
+
+def whole_of_several(answer: Callable[[Request, tuple[str, ...]], Awaitable[Response]]) -> Handler:
+    """As `whole`, about all tenants that are named."""
 
     @asynccontextmanager
-    async def handler(request: Request, tenant: str) -> AsyncIterator[Response]:
-        yield await answer(request, tenant)
+    async def handler(request: Request, tenants: tuple[str, ...]) -> AsyncIterator[Response]:
+        yield await answer(request, tenants)
 
     return handler
 
@@ -38,39 +54,48 @@ class Gate:
     """Lets known callers in, each tenant to its places, and ends the work for those who go.
 
     Args:
-        tenant_of: Who asks; raises HTTPException where they may not.
+        record_of: Who asks; raises HTTPException where they may not.
     """
 
     def __init__(
-        self, tenant_of: Callable[[Request], str], admission: Admission, metrics: ReadMetrics
+        self, record_of: Callable[[Request], KeyRecord], admission: Admission, metrics: ReadMetrics
     ) -> None:
-        self._tenant_of = tenant_of
+        self._record_of = record_of
         self._admission = admission
         self._metrics = metrics
         metrics.running.set_function(lambda: admission.running)
         metrics.waiting.set_function(lambda: admission.waiting)
 
-    def __call__(self, handler: Handler) -> ASGIApp:
-        """The handler as an application."""
-        return _Gated(self, handler)
+    def __call__(self, handler: Handler, *, is_about_nobody: bool = False) -> ASGIApp:
+        """The handler as an application.
 
-    async def serve(self, handler: Handler, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request.
+        Args:
+            is_about_nobody: What it tells is no tenant's: a key of several need name none.
+        """
+        return _Gated(self, handler, is_about_nobody)
+
+    async def serve(
+        self, handler: Handler, is_about_nobody: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer one request. A question about several tenants takes a place of the key's own.
 
         Raises:
             QueryError, HTTPException, TransientError: See `EXCEPTION_HANDLERS`.
         """
         request = Request(scope, receive)
-        tenant = self._tenant_of(request)
+        record = self._record_of(request)
         await _read_body(request)
+        named = named_subjects(request, request.state.body)
+        tenants = () if is_about_nobody and not named else tenants_of(record, named)
+        line = tenants[0] if len(tenants) == 1 else record.id
         began = time.perf_counter()
         outcome = "failed"
 
         async def work() -> None:
             async with (
-                self._admission.place(tenant),
+                self._admission.place(line),
                 asyncio.timeout(self._admission.seconds),
-                handler(request, tenant) as response,
+                handler(request, tenants) as response,
             ):
                 await response(scope, receive, send)
 
@@ -98,12 +123,13 @@ class Gate:
 
 
 class _Gated:
-    def __init__(self, gate: Gate, handler: Handler) -> None:
+    def __init__(self, gate: Gate, handler: Handler, is_about_nobody: bool) -> None:
         self._gate = gate
         self._handler = handler
+        self._is_about_nobody = is_about_nobody
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._gate.serve(self._handler, scope, receive, send)
+        await self._gate.serve(self._handler, self._is_about_nobody, scope, receive, send)
 
 
 async def _read_body(request: Request) -> None:

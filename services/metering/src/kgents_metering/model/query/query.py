@@ -40,7 +40,7 @@ REPEATABLE = frozenset({"subject", "groupBy", "filterCustomerId"})
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked of one meter for one tenant.
+    """What is asked of one meter, for each tenant by itself.
 
     Attributes:
         group_by: Keys of the meter, in the order asked for; without `subject`.
@@ -55,8 +55,11 @@ class Query:
     filters: Mapping[str, Filter] = field(default_factory=dict)
 
 
-def parse_query(values: Parameters, meter: Meter, tenant: str) -> Query:
+def parse_query(values: Parameters, meter: Meter, tenants: tuple[str, ...]) -> Query:
     """A query from its parameters, each with all its values (POST bodies are brought into this form).
+
+    Args:
+        tenants: Those that the caller may ask about here.
 
     Raises:
         QueryError: 400 for a wrong parameter, 403 for another tenant's subject.
@@ -65,7 +68,7 @@ def parse_query(values: Parameters, meter: Meter, tenant: str) -> Query:
     if len(subjects) > MAX_SUBJECTS:
         raise QueryError(f"subject: at most {MAX_SUBJECTS}")
     for subject in subjects:
-        if subject != tenant:
+        if subject not in tenants:
             raise QueryError("subject: these credentials may ask for their own tenant only", 403)
     if values.get("filterCustomerId"):
         raise QueryError("filterCustomerId: there are no customers here; tenants are subjects")

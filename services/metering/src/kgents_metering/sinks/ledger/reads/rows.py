@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 import psycopg
 
@@ -32,14 +33,18 @@ class ReadLimits:
     statement_seconds: float = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One value: of a window and a group."""
+class Row(NamedTuple):
+    """One value: of a window and a group; a tuple, as an answer may have half a million.
+
+    Attributes:
+        value: Without trailing zeros.
+    """
 
     start: datetime
     end: datetime
     groups: Mapping[str, str]
     value: Decimal
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)

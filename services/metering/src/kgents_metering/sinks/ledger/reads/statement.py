@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from decimal import Decimal
 from typing import Any
 
 from kgents_metering.model.levels import Levels, Range
@@ -111,7 +110,7 @@ def build(
     positions = [*([1] if windows else []), *range(3, 3 + len(keys))]
     ordered = ", ".join(map(str, range(1, 3 + len(keys))))
     statement = (
-        f"select {', '.join([window, last, *keys, value])} from {rows}"
+        f"select {', '.join([window, last, *keys, f'trim_scale(({value})::numeric)'])} from {rows}"
         + (f" group by {', '.join(map(str, positions))}" if positions else "")
         + f" having {value} is not null and count(*) > 0"
         + f" order by {ordered} limit {limit:d}"
@@ -269,14 +268,15 @@ def _pattern(operator: str, value: str) -> str:
     return value + "\\" if trailing % 2 else value  # Postgres refuses a pattern that ends in an escape
 
 
-def as_row(row: Sequence[Any], query: Query, windows: Windows | None) -> Row:
+def as_row(row: Sequence[Any], tenant: str, query: Query, windows: Windows | None) -> Row:
     """A row of the statement."""
-    groups = dict(zip(query.group_by, row[2:-2], strict=True))
+    groups = dict(zip(query.group_by, row[2:-2], strict=True)) if query.group_by else {}
     if windows is not None:
-        return Row(*windows.around(row[0].astimezone(UTC)), groups, Decimal(row[-2]))
+        return Row(*windows.around(row[0].astimezone(UTC)), groups, row[-2], tenant)
     return Row(
         query.span.start or row[0].astimezone(UTC),
         query.span.end or row[1].astimezone(UTC) + MINUTE,
         groups,
-        Decimal(row[-2]),
+        row[-2],
+        tenant,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from heapq import merge
+from itertools import islice
 
 from psycopg import AsyncConnection, AsyncServerCursor
 from psycopg_pool import AsyncConnectionPool
@@ -21,6 +23,7 @@ from kgents_metering.sinks.ledger.reads import statement
 from kgents_metering.sinks.ledger.reads.bad_events import BadEvent, BadEvents, find_bad_events
 from kgents_metering.sinks.ledger.reads.edges import measure_edges
 from kgents_metering.sinks.ledger.reads.events import EventFilter, ListedEvent, list_events
+from kgents_metering.sinks.ledger.reads.merging import in_order
 from kgents_metering.sinks.ledger.reads.rows import (
     NARROW,
     Answer,
@@ -52,8 +55,10 @@ class UsageReads:
         return (await self._current()).by_name.get(slug_or_ulid)
 
     @asynccontextmanager
-    async def open_query(self, meter: MeterInForce, tenant: str, query: Query) -> AsyncIterator[Answer]:
-        """The rows of a query, by window; empty windows are left out. A connection is held meanwhile.
+    async def open_query(
+        self, meter: MeterInForce, tenants: tuple[str, ...], query: Query
+    ) -> AsyncIterator[Answer]:
+        """The rows of a query, by window and tenant, without empty windows. A connection is held meanwhile.
 
         Raises:
             BackfillingError: The meter cannot answer yet.
@@ -62,28 +67,45 @@ class UsageReads:
         """
         if not meter.is_ready:
             raise BackfillingError(f"meter {meter.meter.slug} is being measured over its history")
-        async with self._reading() as connection:
-            parts = await measure_edges(connection, meter, tenant, query.span.edges(), self._limits)
-            held = await _held(connection, meter, tenant, query.span)
-            made = _windows(query, held, parts)
-            chosen = levels(*held, made) if held else Levels()
-            limit = self._limits.rows + 1
-            text, values = statement.build(meter, tenant, query, parts, chosen, made, limit=limit)
-            async with connection.cursor(name="usage") as cursor:
-                await cursor.execute(text.encode(), values)
-                first = await cursor.fetchmany(CHUNK)
-                total = first[0][-1] if first else 0
+        total, found = 0, list[AsyncIterator[list[Row]]]()
+        async with self._reading() as connection, AsyncExitStack() as cursors:
+            for tenant in tenants:
+                limit = self._limits.rows - total + 1
+                cursor = await cursors.enter_async_context(connection.cursor(name=f"usage{len(found)}"))
+                rows, chunks = await self._opened(connection, cursor, meter, tenant, query, limit)
+                total += rows
                 if total > self._limits.rows:
                     raise QueryError(f"the answer has more than {self._limits.rows} rows: {NARROW}", 422)
-                if total:
-                    yield Answer(total, _chunks(cursor, first, query, made))
-                else:
-                    nothing = _nothing(meter.meter.aggregation, query)
-                    yield Answer(len(nothing), _once(nothing))
+                if rows:
+                    found.append(chunks)
+            if total:
+                yield Answer(total, in_order(found, CHUNK, by_window=query.window is not None))
+            else:
+                nothing = _nothing(meter.meter.aggregation, query, tenants)
+                yield Answer(len(nothing), _once(nothing))
+
+    async def _opened(
+        self,
+        connection: AsyncConnection,
+        cursor: AsyncServerCursor,
+        meter: MeterInForce,
+        tenant: str,
+        query: Query,
+        limit: int,
+    ) -> tuple[int, AsyncIterator[list[Row]]]:
+        """How many rows one tenant has, no more than the limit, and the rows."""
+        parts = await measure_edges(connection, meter, tenant, query.span.edges(), self._limits)
+        held = await _held(connection, meter, tenant, query.span)
+        made = _windows(query, held, parts)
+        chosen = levels(*held, made) if held else Levels()
+        text, values = statement.build(meter, tenant, query, parts, chosen, made, limit=limit)
+        await cursor.execute(text.encode(), values)
+        first = await cursor.fetchmany(CHUNK)
+        return first[0][-1] if first else 0, _chunks(cursor, first, tenant, query, made)
 
     async def query(self, meter: MeterInForce, tenant: str, query: Query) -> list[Row]:
-        """As `open_query`, all rows at once."""
-        async with self.open_query(meter, tenant, query) as answer:
+        """As `open_query` of one tenant, all rows at once."""
+        async with self.open_query(meter, (tenant,), query) as answer:
             return [row async for chunk in answer.chunks for row in chunk]
 
     async def group_values(self, meter: MeterInForce, tenant: str, key: str, span: Span) -> list[str]:
@@ -111,10 +133,12 @@ class UsageReads:
             parts = await measure_edges(connection, meter, tenant, span.edges(), self._limits)
         return bool(parts.deltas)
 
-    async def events(self, tenant: str, wanted: EventFilter, now: datetime) -> list[ListedEvent]:
-        """The tenant's own events, newest first, of the last 32 days unless a start is given."""
+    async def events(self, tenants: Sequence[str], wanted: EventFilter, now: datetime) -> list[ListedEvent]:
+        """The tenants' own events, newest first, of the last 32 days unless a start is given."""
         async with self._reading() as connection:
-            return await list_events(connection, tenant, wanted, now)
+            found = [await list_events(connection, tenant, wanted, now) for tenant in tenants]
+        merged = merge(*found, key=lambda event: event.time, reverse=True)
+        return list(islice(merged, wanted.limit))
 
     async def bad_events(self, tenant: str, wanted: BadEvents) -> list[BadEvent]:
         """The tenant's own events that were not counted, or not by every meter, newest first."""
@@ -153,11 +177,15 @@ def _windows(query: Query, held: tuple[datetime, datetime] | None, parts: Rollup
 
 
 async def _chunks(
-    cursor: AsyncServerCursor, first: list[tuple[object, ...]], query: Query, made: Windows | None
+    cursor: AsyncServerCursor,
+    first: list[tuple[object, ...]],
+    tenant: str,
+    query: Query,
+    made: Windows | None,
 ) -> AsyncIterator[list[Row]]:
     rows = first
     while rows:
-        yield [statement.as_row(row, query, made) for row in rows]
+        yield [statement.as_row(row, tenant, query, made) for row in rows]
         rows = await cursor.fetchmany(CHUNK)
 
 
@@ -165,10 +193,10 @@ async def _once(rows: list[Row]) -> AsyncIterator[list[Row]]:
     yield rows
 
 
-def _nothing(aggregation: Aggregation, query: Query) -> list[Row]:
+def _nothing(aggregation: Aggregation, query: Query, tenants: tuple[str, ...]) -> list[Row]:
     """Counting nothing in one whole window is zero; every other question about nothing has no rows."""
     counts = aggregation in (Aggregation.COUNT, Aggregation.UNIQUE_COUNT)
     if not counts or query.window is not None or query.group_by or query.by_subject:
         return []
     start = query.span.start or datetime(1970, 1, 1, tzinfo=UTC)
-    return [Row(start, query.span.end or start + timedelta(minutes=1), {}, Decimal(0))]
+    return [Row(start, query.span.end or start + timedelta(minutes=1), {}, Decimal(0), tenants[0])]
