@@ -10,8 +10,10 @@ import nats
 import pytest
 from nats.aio.client import Client
 
+from kgents_common import streams
 from kgents_common.access import accounts, seeds
 from kgents_common.access.users import ALL, SERVICES, NatsUser
+from kgents_common.connection import Client as OurClient
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
 from kgents_devstack.waiting import reached
@@ -162,6 +164,30 @@ async def test_each_user_hears_its_own_answers_alone(somebody: tuple[NatsUser, S
     user, spoken = somebody
     found = set(HEARD) - await spoken.refused(HEARD, hear=True)
     assert found == {subject for subject, users in HEARD.items() if user.name in users}
+
+
+async def test_what_a_user_may_not_ask_is_known_at_once(server_with_users: tuple[NatsServer, Path]) -> None:
+    """Rule: a server answers such a request nothing; its word of it ends the waiting, and is passed on."""
+    server, directory = server_with_users
+    client = OurClient()
+    await client.connect(
+        server.address,
+        nkeys_seed=str(directory / "backup.nk"),
+        inbox_prefix="_INBOX.backup",
+        error_cb=Spoken().note,
+        connect_timeout=60,
+    )
+    asked = [
+        streams.request(client, f"STREAM.{call}.kgents-Pace-1", timeout_seconds=3600)
+        for call in ("CREATE", "DELETE", "DELETE")
+    ]
+    for refused in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(refused, streams.NotPermittedError)
+        assert "may not publish to $JS.API.STREAM" in str(refused)
+    assert client._refusals == {}
+    with pytest.raises(streams.JetStreamApiError):
+        await streams.request(client, "STREAM.INFO.AGENTESE")  # it may ask that
+    await client.close()
 
 
 async def test_whoever_is_nobody_is_not_let_in(server_with_users: tuple[NatsServer, Path]) -> None:

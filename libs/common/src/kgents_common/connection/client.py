@@ -18,6 +18,9 @@ would be lost otherwise, and what an archive gives back must be what was stored.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +34,9 @@ from kgents_common.connection.wire import VERSION, Headers, WireParser, read_hea
 READ_BYTES = 64 * 1024
 # The server goes on after these (nats-server `client.go`); after every other it closes the connection.
 _ONLY_TOLD = ("permissions violation", "invalid publish subject", "invalid subject", "invalid subscription")
+
+# What a server says of a publish that the connection's user may not make, in lower case as nats-py gives it.
+_REFUSED_PUBLISH = re.compile(r'permissions violation for publish to "([^"]+)"')
 
 _log = structlog.get_logger()
 
@@ -59,6 +65,24 @@ class Client(nats_client.Client):
         super().__init__()
         self._ps = WireParser(self)
         self.restarts = 0
+        self._refusals: dict[str, list[asyncio.Future[None]]] = {}
+
+    @contextlib.contextmanager
+    def refusal(self, subject: str) -> Iterator[asyncio.Future[None]]:
+        """What is done once the server says that this user may not publish to the subject.
+
+        A server answers such a request nothing: without this it is waited for in vain.
+        """
+        refused = asyncio.get_running_loop().create_future()
+        waiting = self._refusals.setdefault(subject.lower(), [])
+        waiting.append(refused)
+        try:
+            yield refused
+        finally:
+            refused.cancel()
+            waiting.remove(refused)
+            if not waiting:
+                self._refusals.pop(subject.lower(), None)
 
     @property
     def is_reading(self) -> bool:
@@ -130,6 +154,10 @@ class Client(nats_client.Client):
         self._pings_outstanding = 0
 
     async def _process_err(self, err_msg: str) -> None:
+        refused = _REFUSED_PUBLISH.search(err_msg.lower())
+        for waiting in self._refusals.get(refused.group(1), ()) if refused else ():
+            if not waiting.done():
+                waiting.set_result(None)
         if any(told in err_msg for told in _ONLY_TOLD):
             self._err = errors.Error(f"nats: {err_msg}")
             await self._error_cb(self._err)

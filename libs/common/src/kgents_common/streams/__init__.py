@@ -3,7 +3,7 @@
 One owner applies them: `python -m kgents_common.streams plan`, then `apply`.
 """
 
-from kgents_common.streams.jetstream_api import JetStreamApiError, request, server_version
+from kgents_common.streams.jetstream_api import JetStreamApiError, NotPermittedError, request, server_version
 from kgents_common.streams.provisioning import (
     Change,
     RefusedChangeError,
@@ -40,6 +40,7 @@ __all__ = [
     "Change",
     "ConsumerSpec",
     "JetStreamApiError",
+    "NotPermittedError",
     "RefusedChangeError",
     "StreamSpec",
     "apply",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from kgents_common.connection.client import Client as OurClient
 from kgents_common.errors import KgentsError, TransientError
 
 
@@ -24,6 +27,22 @@ class JetStreamApiError(KgentsError):
         super().__init__(f"jetstream: {description} ({err_code})")
         self.code = code
         self.err_code = err_code
+
+
+class NotPermittedError(TransientError):
+    """The connection's NATS user may not ask that; it is temporary as far as rights can be given.
+
+    Attributes:
+        subject: What it may not publish to.
+    """
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(
+            f"nats: this user may not publish to {subject}",
+            hint="an operator's command needs the operator's identity: NATS_NKEY_SEED_FILE of its seed,"
+            " NATS_INBOX_PREFIX=_INBOX.operator",
+        )
+        self.subject = subject
 
 
 async def request(
@@ -42,11 +61,12 @@ async def request(
 
     Raises:
         JetStreamApiError: The server refused it.
+        NotPermittedError: This user may not ask it; known at once with a client of ours.
         TransientError: No answer, or one that is none of the API's.
     """
     body = json.dumps(payload).encode() if payload is not None else b""
     try:
-        message = await client.request(f"{api}.{subject}", body, timeout=timeout_seconds)
+        message = await _answer(client, f"{api}.{subject}", body, timeout_seconds)
         answer = json.loads(message.data)
     except (NatsError, OSError, TimeoutError, ValueError, RecursionError) as error:
         raise TransientError(f"jetstream: {type(error).__name__} on {subject}") from error
@@ -56,6 +76,20 @@ async def request(
     if isinstance(fault, dict):
         raise JetStreamApiError(fault.get("description", ""), fault.get("code", 0), fault.get("err_code", 0))
     return answer
+
+
+async def _answer(client: Client, subject: str, body: bytes, timeout_seconds: float) -> Msg:
+    if not isinstance(client, OurClient):
+        return await client.request(subject, body, timeout=timeout_seconds)
+    asking = asyncio.ensure_future(client.request(subject, body, timeout=timeout_seconds))
+    with client.refusal(subject) as refused:
+        try:
+            await asyncio.wait((asking, refused), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise NotPermittedError(subject)
+            return await asking
+        finally:
+            asking.cancel()
 
 
 def server_version(client: Client) -> tuple[int, int]:

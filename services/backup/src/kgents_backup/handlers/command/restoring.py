@@ -23,7 +23,7 @@ from kgents_backup.sources.stream import stream_info
 from kgents_backup.sources.verbatim import connected
 from kgents_common.connection import connect_options
 from kgents_common.errors import ConfigurationError, KgentsError
-from kgents_common.streams import request
+from kgents_common.streams import NotPermittedError, request
 
 
 async def run_restore(backup: Backup, arguments: Arguments) -> int:
@@ -208,6 +208,9 @@ async def _pace(backup: Backup) -> Pace | None:
     client = await backup.client()
     try:
         return await measure(client)
+    except NotPermittedError as error:
+        print(f"how long it takes is not known: {error}")
+        return None
     except (KgentsError, NatsError):
         return None
 
