@@ -13,6 +13,7 @@ from kgents_billing.handlers.reconcile import Survey, Surveyed
 from kgents_billing.model.decision import Options, Outcome
 from kgents_billing.sinks.store.cursors import Backfills
 from kgents_billing.sinks.stripe_api import StripeApi
+from kgents_common.crash import NEVER, CrashPoints
 from kgents_common.errors import PermanentError
 
 
@@ -48,7 +49,9 @@ class Backfill:
         options: Options,
         *,
         say: Callable[[str], None] = lambda _: None,
+        crash_points: CrashPoints = NEVER,
     ) -> None:
+        self._crash_points = crash_points
         self._stripe = stripe
         self._survey = survey
         self._processor = processor
@@ -65,6 +68,7 @@ class Backfill:
         found = Backfilled()
         found.subscriptions = await self._survey.run()
         self._say(f"subscriptions: {found.subscriptions.healed} new or otherwise")
+        self._crash_points.reach("backfill.after_survey")
         for account in (None, *self._options.accounts):
             for listed in LISTED:
                 await self._list(listed, account, since, found)
@@ -90,11 +94,15 @@ class Backfill:
                     skipped += 1
                     found.skipped.append(f"{listed.name} {thing['id']}: {why}")
                 after = thing["id"]
+                self._crash_points.reach("backfill.after_object")
             found.facts += told
             if page.items:
                 await self._progress.note(name, after, seen=len(page.items), told=told, skipped=skipped)
+                self._crash_points.reach("backfill.after_page")
             self._say(f"{name}: {found.seen[listed.name]} seen, {told} new facts, {skipped} left")
+        self._crash_points.reach("backfill.before_done")
         await self._progress.done(name)
+        self._crash_points.reach("backfill.after_done")
 
     async def _one(self, listed: Listed, thing: dict[str, object], account: str | None) -> tuple[str, int]:
         """Why an object was left (nothing where it was not), and how many facts it told."""

@@ -14,7 +14,13 @@ async def reconcile_money(arguments: argparse.Namespace, tools: Tools) -> int:
     """`reconcile --money --day`: 0 where entries, objects and the balance agree."""
     day = arguments.day or datetime.now(UTC).date() - timedelta(days=1)
     since = int(datetime.combine(day, datetime.min.time(), UTC).timestamp())
-    check = MoneyCheck(tools.asked_stripe(), Entries(tools.pool), tools.processor, tools.settings.options())
+    check = MoneyCheck(
+        tools.asked_stripe(),
+        Entries(tools.pool),
+        tools.processor,
+        tools.settings.options(),
+        crash_points=tools.crash_points,
+    )
     report = await check.run(since, repairs=not arguments.dry_run)
     compared = ", ".join(f"{number} {kind}" for kind, number in sorted(report.compared.items()))
     print(f"{day}: {compared or 'nothing'} compared")

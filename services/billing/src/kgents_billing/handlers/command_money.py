@@ -78,6 +78,7 @@ async def _backfill(arguments: argparse.Namespace, tools: Tools) -> int:
         Backfills(tools.pool),
         tools.settings.options(),
         say=print,
+        crash_points=tools.crash_points,
     )
     done = await backfill.run(int(arguments.since.timestamp()))
     assert done.subscriptions is not None  # noqa: S101 the run made it

@@ -77,7 +77,7 @@ async def _assign(arguments: argparse.Namespace, tools: Tools) -> int:
                 f"{tenant} is no tenant", hint=f"make a key for it, or: kgents-billing tenants open {tenant}"
             )
     since = arguments.since or datetime.now(UTC)
-    done = await Assignments(tools.pool).assign(
+    done = await Assignments(tools.pool, crash_points=tools.crash_points).assign(
         Kind(arguments.kind), arguments.id, tenant, int(since.timestamp())
     )
     print(f"{arguments.kind} {arguments.id}: {'as Stripe says' if arguments.release else tenant}")

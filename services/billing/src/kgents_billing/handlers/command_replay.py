@@ -26,7 +26,6 @@ from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.store.owners import Owners
 from kgents_common import shown
 from kgents_common.clock import SystemClock
-from kgents_common.crash import CrashPoints
 from kgents_common.errors import PermanentError
 
 ASK_ABOVE = 1000
@@ -188,7 +187,7 @@ def make_survey(tools: Tools, bus: Bus) -> Survey:
     """
     return Survey(
         tools.asked_stripe(),
-        Store(tools.pool, CrashPoints(None), tools.knows),
+        Store(tools.pool, tools.crash_points, tools.knows),
         Subscriptions(tools.pool),
         _poll(tools, bus),
         tools.metrics,

@@ -21,6 +21,7 @@ from kgents_billing.sinks.store import Letters
 from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common.connection import Connection
+from kgents_common.crash import CrashPoints
 from kgents_common.errors import ConfigurationError
 from kgents_common.publisher import Publisher
 
@@ -39,11 +40,12 @@ class Tools:
     metrics: Metrics
     knows: Callable[[str], bool]
     stack: AsyncExitStack
+    crash_points: CrashPoints
 
     @property
     def tenants(self) -> Tenants:
         """Which tenants are open."""
-        return Tenants(self.pool, self.knows)
+        return Tenants(self.pool, self.knows, crash_points=self.crash_points)
 
     async def connected(self) -> tuple[Connection, Bus]:
         """NATS, for the commands that need it.

@@ -60,10 +60,12 @@ async def _with_tools(parsed: argparse.Namespace, settings: BillingSettings) -> 
             stack.push_async_callback(stripe.close)
         options = settings.options()
         knows = Keyring(settings.keyring_file).has_tenant
-        processor = Processor(Store(pool, CrashPoints(None), knows), stripe, options=options, metrics=metrics)
+        crash_points = CrashPoints(settings.crash_at)
+        processor = Processor(Store(pool, crash_points, knows), stripe, options=options, metrics=metrics)
         command: Command = parsed.command
         return await command(
-            parsed, Tools(settings, pool, Letters(pool), processor, stripe, metrics, knows, stack)
+            parsed,
+            Tools(settings, pool, Letters(pool), processor, stripe, metrics, knows, stack, crash_points),
         )
 
 

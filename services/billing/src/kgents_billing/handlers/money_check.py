@@ -16,6 +16,7 @@ from kgents_billing.model.entries import Entry, EntryKind
 from kgents_billing.model.event import reference
 from kgents_billing.sinks.store.entries import Entries
 from kgents_billing.sinks.stripe_api import StripeApi
+from kgents_common.crash import NEVER, CrashPoints
 from kgents_common.errors import PermanentError
 
 DAY_SECONDS = 86_400
@@ -55,7 +56,16 @@ class MoneyCheck:
         options: As decisions are made with; objects of the other mode are left.
     """
 
-    def __init__(self, stripe: StripeApi, entries: Entries, processor: Processes, options: Options) -> None:
+    def __init__(
+        self,
+        stripe: StripeApi,
+        entries: Entries,
+        processor: Processes,
+        options: Options,
+        *,
+        crash_points: CrashPoints = NEVER,
+    ) -> None:
+        self._crash_points = crash_points
         self._stripe = stripe
         self._entries = entries
         self._processor = processor
@@ -91,10 +101,12 @@ class MoneyCheck:
         wanted = self._wanted(kind, thing, account)
         missing = [line for entry in wanted for line in await self._differs(entry)]
         if missing and repairs:
+            self._crash_points.reach("money.before_repair")
             try:
                 await tell_object(self._processor, kind, thing, account, livemode=livemode)
             except PermanentError as error:
                 missing.append(f"{thing['id']}: not repaired: {error}")
+            self._crash_points.reach("money.after_repair")
             left = [line for entry in wanted for line in await self._differs(entry)]
             report.repaired += [line for line in missing if line not in left and "not repaired" not in line]
             missing = [line for line in missing if line in left or "not repaired" in line]

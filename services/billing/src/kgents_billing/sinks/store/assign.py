@@ -14,6 +14,7 @@ from kgents_billing.model.ownership import NOW, Kind, SaidBy, Word, assigned_at,
 from kgents_billing.sinks.store.owners import say, words_about
 from kgents_billing.sinks.store.subscriptions import COLUMNS, as_stored
 from kgents_billing.sinks.store.telling import tell
+from kgents_common.crash import NEVER, CrashPoints
 from kgents_common.database import transient_errors
 from kgents_common.errors import PermanentError
 
@@ -37,8 +38,11 @@ class Assigned:
 class Assignments:
     """Writes operators' words."""
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection]) -> None:
+    def __init__(
+        self, pool: AsyncConnectionPool[AsyncConnection], *, crash_points: CrashPoints = NEVER
+    ) -> None:
         self._pool = pool
+        self._crash_points = crash_points
 
     async def words(self, kind: Kind, name: str) -> list[Word]:
         """Everything said of who owns it.
@@ -68,19 +72,23 @@ class Assignments:
                 before = assigned_at(known, second) or owner_at(known, second)
                 word = Word(kind, name, second, tenant, before or "", SaidBy.OPERATOR)
                 await say(connection, [word], None)
+                self._crash_points.reach("assign.after_word")
                 facts: list[Fact] = []
                 if kind is Kind.CUSTOMER and before and tenant:
                     facts += moved_facts(kind, name, before, tenant, second=second, source=SOURCE, data={})
                 moved = await self._move(connection, kind, name)
+                self._crash_points.reach("assign.after_rows")
                 for row_id, customer, status, old, new in moved:
                     data = {"customer": customer, "status": status, "access": access(status).value}
                     facts += moved_facts(
                         Kind.SUBSCRIPTION, row_id, old, new, second=second, source=SOURCE, data=data
                     )
                 told = await tell(connection, None, facts, None)
+                self._crash_points.reach("assign.after_facts")
                 freed = await connection.execute(
                     f"update billing.quarantine set next_at = now() where {kind.value} = %s".encode(), [name]
                 )
+        self._crash_points.reach("assign.after_commit")
         return Assigned(len(moved), told, freed.rowcount)
 
     async def _move(

@@ -159,7 +159,10 @@ class Store(Surroundings):
         with transient_errors():
             async with self._pool.connection() as connection, connection.transaction():
                 await self._put(connection, row, livemode=livemode, account=account)
-                return await tell(connection, row.tenant, facts, traceparent)
+                told = await tell(connection, row.tenant, facts, traceparent)
+                self._crash_points.reach("observe.before_commit")
+        self._crash_points.reach("observe.after_commit")
+        return told
 
     async def not_found(self, subscription_id: str, again_after: timedelta) -> None:
         """Stripe has no such subscription, as far as it lets us see: its state stays unknown.

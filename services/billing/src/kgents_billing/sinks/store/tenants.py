@@ -11,6 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_common.crash import NEVER, CrashPoints
 from kgents_common.database import transient_errors
 
 
@@ -52,9 +53,14 @@ class Tenants:
     """`billing.tenant`, and the names in the quarantine."""
 
     def __init__(
-        self, pool: AsyncConnectionPool[AsyncConnection], knows: Callable[[str], bool] | None
+        self,
+        pool: AsyncConnectionPool[AsyncConnection],
+        knows: Callable[[str], bool] | None,
+        *,
+        crash_points: CrashPoints = NEVER,
     ) -> None:
         self._pool = pool
+        self._crash_points = crash_points
         self._knows = knows
 
     async def is_open(self, name: str) -> bool:
@@ -72,10 +78,12 @@ class Tenants:
         with transient_errors():
             async with self._pool.connection() as connection, connection.transaction():
                 await note_open(connection, [name], opened_by="operator")
+                self._crash_points.reach("open.after_name")
                 freed = await connection.execute(
                     "update billing.quarantine set next_at = now() where named = %s", [name]
                 )
-                return freed.rowcount
+        self._crash_points.reach("open.after_commit")
+        return freed.rowcount
 
     async def unknown(self) -> list[UnknownTenant]:
         """Names that events gave and nobody opened, the longest waiting first."""
