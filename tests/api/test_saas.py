@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import uuid
 from collections.abc import Iterator
@@ -53,6 +54,19 @@ def test_a_worker_never_heard_is_unknown_first_and_down_then(heartbeats: Heartbe
     """Rule: it cannot be told before three intervals of listening."""
     assert heartbeats.worker("backup", 15).status is State.UNKNOWN
     assert heartbeats.worker("backup", 15.1).status is State.DOWN
+
+
+def test_how_long_a_worker_is_silent_counts_from_when_it_could_be_heard(heartbeats: Heartbeats) -> None:
+    """Rule: the alert's number is a worker's silence, not the door's deafness."""
+    heartbeats.note_link(True, 0)
+    assert heartbeats.silent_seconds("metering", 4) == 4
+    heartbeats.note("metering", "m-0", b'{"status": "ok"}', 6)
+    heartbeats.note("metering", "m-1", b'{"status": "down"}', 9)
+    assert heartbeats.silent_seconds("metering", 10) == 1
+    heartbeats.note_link(False, 20)
+    assert math.isnan(heartbeats.silent_seconds("metering", 500))
+    heartbeats.note_link(True, 600)
+    assert heartbeats.silent_seconds("metering", 607) == 7
 
 
 def test_nobody_is_called_silent_who_could_not_be_heard(heartbeats: Heartbeats) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from pathlib import Path
 
@@ -87,3 +88,26 @@ def test_a_keyring_of_before_is_read_whatever_it_gave_away(tmp_path: Path) -> No
     _, record = keyring.mint("acme", [])
     keyring.write(path, [msgspec.structs.replace(record, scopes=("meters:write", "usage:read"))])
     assert keyring.load(path)[0].scopes == ("meters:write", "usage:read")
+
+
+def test_the_end_of_a_key_is_told_while_somebody_uses_it(tmp_path: Path) -> None:
+    """Rule: the first to end of the keys used in the last day; a key nobody uses may end unnoticed."""
+    path, clock = tmp_path / "keys.json", ManualClock()
+    ends = [clock.now() + timedelta(days=days) for days in (3, 9, 30)]
+    made = [keyring.mint("acme", keyring.TENANT_SCOPES, expires_at=at) for at in ends]
+    lasting, lasting_record = keyring.mint("acme", keyring.TENANT_SCOPES)
+    keyring.write(path, [*(record for _, record in made), lasting_record])
+    ring = keyring.Keyring(path, clock)
+    ring.find(lasting)
+    assert ring.next_expiry() == math.inf
+    ring.find(made[2][0])
+    assert ring.by_id(made[1][1].id) is not None  # a session of that key
+    assert ring.next_expiry() == ends[1].timestamp()
+    clock.advance(timedelta(hours=25))
+    ring.find(made[2][0])
+    assert ring.next_expiry() == ends[2].timestamp()
+    ring.find(made[0][0])
+    assert ring.next_expiry() == ends[0].timestamp()
+    clock.advance(timedelta(days=2))
+    ring.find(made[0][0])  # over: it opens nothing, and rotating it helps nobody any more
+    assert ring.next_expiry() == math.inf

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from kgents_common import certificates
 from kgents_common.application import application
 from kgents_common.errors import ConfigurationError, KgentsError
 from kgents_common.health import Health, operations_routes
@@ -74,6 +75,7 @@ async def serve(
     Raises:
         ConfigurationError: A part refuses to start, or the port cannot be had.
     """
+    certificates.watch(settings.certificate_files, registry)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -71,8 +71,13 @@ class ServiceSettings(BaseSettings):
         description="Where it is kept when a key was last used, shared by services; None for nowhere",
     )
     otlp_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    certificate_files: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        validation_alias="KGENTS_CERTIFICATE_FILES",
+        description="PEM files, with commas between: metrics tell when their certificates end",
+    )
 
-    @field_validator("nats_servers", mode="before")
+    @field_validator("nats_servers", "certificate_files", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value

@@ -31,7 +31,7 @@ async def run(settings: AgentsSettings) -> None:
     tracing = Tracing(service="agents", instance=settings.instance, endpoint=settings.otlp_endpoint)
     redis = SharedRedis(settings.redis_url) if settings.redis_url else None
     kept = RedisSessions(redis) if redis else None
-    keyring = open_keyring(settings, settings.keyring_file, clock)
+    keyring = open_keyring(settings, settings.keyring_file, clock, registry)
     asked = Connection(
         settings.as_user(RESPONDER_USER.inbox_prefix, settings.responder_seed_file), name="kgent-agents"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
@@ -63,7 +64,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
         SharedRedis(settings.redis_url, on_change=metrics.redis_circuit.set) if settings.redis_url else None
     )
     kept = RedisSessions(redis) if redis else None
-    keys = open_keyring(settings, settings.keyring_file, clock)
+    keys = open_keyring(settings, settings.keyring_file, clock, registry)
     authentication = Authentication(keys, clock, kept)
     connection = Connection(settings, name="kgent-api")
     # What is read for others comes over a connection of its own: it can hold up no publish.
@@ -107,6 +108,7 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     webhooks = _webhooks(settings, publisher, registry, clock)
     streams = _live(settings, authentication, reading, registry)
     heartbeats = Heartbeats.every(settings.heartbeat_seconds, settings.expected_workers)
+    _tell_silences(metrics, heartbeats, clock)
     forward = UsageForward(settings.reads_url, registry) if settings.reads_url else None
     system = Saas(document, heartbeats, clock)
     described = {
@@ -172,8 +174,17 @@ def _spooling(
     spool = Spool(settings.spool_directory, settings.spool_max_bytes)
     metrics.spool_depth.set_function(lambda: spool.depth)
     metrics.spool_bytes.set_function(lambda: spool.bytes)
+    metrics.spool_max_bytes.set(settings.spool_max_bytes)
     metrics.spool_refused.set_function(lambda: spool.refused)
     return SpoolingPublisher(publisher, connection, spool, clock, on_replayed=metrics.spool_replayed.inc)
+
+
+def _tell_silences(metrics: Metrics, heartbeats: Heartbeats, clock: Clock) -> None:
+    def silent_seconds(worker: str) -> float:
+        return heartbeats.silent_seconds(worker, clock.monotonic())
+
+    for worker in heartbeats.expected:
+        metrics.worker_silent.labels(worker).set_function(partial(silent_seconds, worker))
 
 
 def _limiter(

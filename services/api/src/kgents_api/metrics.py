@@ -45,6 +45,11 @@ class Metrics:
         self.spool_bytes = Gauge(
             "kgents_nats_fallback_queue_bytes", "What the spool holds, of what it may", registry=registry
         )
+        self.spool_max_bytes = Gauge(
+            "kgents_nats_fallback_queue_max_bytes",
+            "What the spool may hold; 0 where there is none",
+            registry=registry,
+        )
         self.spool_refused = Gauge(
             "kgents_nats_fallback_queue_refused",
             "Events in the spool that the stream can never take: kept, for an operator",
@@ -61,6 +66,12 @@ class Metrics:
         self.rate_unanswered = Counter(
             "kgents_api_rate_limit_unanswered_total",
             "Questions to the rate limit's buckets that Redis did not answer: requests passed",
+            registry=registry,
+        )
+        self.worker_silent = Gauge(
+            "kgents_worker_silent_seconds",
+            "Since a worker's last heartbeat, or since one could be heard; NaN while none could",
+            ["worker"],
             registry=registry,
         )
         self.refused = Counter(

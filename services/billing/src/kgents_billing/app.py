@@ -57,9 +57,9 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
         ConfigurationError: The keyring or the database's durability is not fit to start with.
     """
     clock = clock or SystemClock()
-    keyring = open_keyring(settings, settings.keyring_file, clock)
-    crash_points = CrashPoints(settings.crash_at)
     registry = new_registry()
+    keyring = open_keyring(settings, settings.keyring_file, clock, registry)
+    crash_points = CrashPoints(settings.crash_at)
     metrics = Metrics(registry)
     tracing = Tracing(service="billing", instance=settings.instance, endpoint=settings.otlp_endpoint)
     pool = database.make_pool(settings.database_url, application="kgent-billing", max_size=12)

@@ -29,6 +29,7 @@ from kgents_metering.app_reads import read_side, run_reads
 from kgents_metering.handlers import reads
 from kgents_metering.handlers.deliver import Deliverer
 from kgents_metering.handlers.meter_check import MeterCheck
+from kgents_metering.handlers.proof import Prover
 from kgents_metering.handlers.reads import contract
 from kgents_metering.handlers.restored import RestoreGuard
 from kgents_metering.handlers.stream import Applier
@@ -41,6 +42,7 @@ from kgents_metering.sinks.ledger import schema
 from kgents_metering.sinks.ledger.apply import Ledger
 from kgents_metering.sinks.ledger.gaps import gaps
 from kgents_metering.sinks.ledger.outbox import Outbox
+from kgents_metering.sinks.ledger.settlement import Settlement
 from kgents_metering.sinks.meters_file import load_meters
 from kgents_metering.sinks.openmeter import OpenMeter
 
@@ -48,6 +50,8 @@ TARGET = "openmeter"
 GUARD_SECONDS = 60.0
 TRIM_SECONDS = 600.0
 METERS_SECONDS = 15.0
+# How often it is looked whether a comparison is due.
+PROOF_SECONDS = 60.0
 
 Pool = AsyncConnectionPool[AsyncConnection]
 Classify = Callable[[Message], Event | Dead]
@@ -143,7 +147,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
 
     side = None
     if settings.role == "all":
-        keys = open_keyring(settings, settings.keyring_file, clock)
+        keys = open_keyring(settings, settings.keyring_file, clock, registry)
         document.useful["keys"] = keys.check
         side = read_side(settings, keys, registry, clock)
     app = application(
@@ -160,6 +164,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         trim = [Round("trim", trimmer.run, TRIM_SECONDS)]
     upkeep = Upkeep(
         *trim,
+        *_proof(settings, pool, openmeter, clock, metrics),
         Round("backfill", _backfill_round(pool)),
         Round("meters", meters.look, METERS_SECONDS),
         Round("restored", guard.look, GUARD_SECONDS),
@@ -233,6 +238,23 @@ def _delivery(
         crash_points=crash_points,
     )
     return deliverer, openmeter
+
+
+def _proof(
+    settings: MeteringSettings, pool: Pool, openmeter: OpenMeter | None, clock: Clock, metrics: Metrics
+) -> list[Round]:
+    """The round that compares ledger and OpenMeter; none where there is no OpenMeter, or nobody wants it."""
+    if openmeter is None or not settings.reconcile_seconds:
+        return []
+    prover = Prover(
+        pool,
+        openmeter,
+        Settlement(pool, TARGET),
+        every=timedelta(seconds=settings.reconcile_seconds),
+        clock=clock,
+        metrics=metrics,
+    )
+    return [Round("reconcile", prover.look, PROOF_SECONDS)]
 
 
 def _backfill_round(pool: Pool) -> Work:

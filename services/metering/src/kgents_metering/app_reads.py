@@ -110,7 +110,7 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     os.nice(settings.reads_nice)
     registry = new_registry()
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
-    keys = open_keyring(settings, settings.keyring_file, clock)
+    keys = open_keyring(settings, settings.keyring_file, clock, registry)
     side = read_side(settings, keys, registry, clock)
     connection = Connection(settings, name="kgent-metering-reads")
     document = Health(SERVICE, settings.instance)

@@ -62,6 +62,22 @@ class Metrics:
         self.gap_events = Gauge(
             "kgents_metering_gap_events", "Sequences missing between applied ones", registry=registry
         )
+        self.reconciled = Gauge(
+            "kgents_metering_reconciled_timestamp_seconds",
+            "When ledger and OpenMeter were compared last; at first, when this process began to wait for it;"
+            " 0 where nothing is compared",
+            registry=registry,
+        )
+        self.differences = Gauge(
+            "kgents_metering_reconcile_differences",
+            "Hours of a meter and a tenant on which ledger and OpenMeter did not agree, the last time",
+            registry=registry,
+        )
+        self.missing = Gauge(
+            "kgents_metering_reconcile_missing_events",
+            "Events that OpenMeter did not have the last time, and that are not owed to it again",
+            registry=registry,
+        )
         self.buffered = Gauge(
             "kgents_openmeter_events_buffered", "Events owed to OpenMeter (the outbox)", registry=registry
         )

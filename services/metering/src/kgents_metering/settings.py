@@ -35,6 +35,12 @@ class MeteringSettings(ServiceSettings):
         gt=0,
         description="How long OpenMeter remembers an event: 32 days in its cloud, 24 h self-hosted",
     )
+    reconcile_seconds: float = Field(
+        3600,
+        validation_alias="KGENTS_RECONCILE_SECONDS",
+        ge=0,
+        description="How often ledger and OpenMeter are compared; 0 for never",
+    )
     role: Literal["all", "writer", "reads"] = Field(
         "all",
         validation_alias="KGENTS_METERING_ROLE",

@@ -102,8 +102,11 @@ BOARD = Board(
                     "Spool, bytes",
                     "Of KGENTS_SPOOL_MAX_BYTES; full, the door answers 503.",
                     "bytes",
-                    (Query("max(kgents_nats_fallback_queue_bytes)", "fullest instance"),),
-                    ("door", "SpoolHoldsEvents"),
+                    (
+                        Query("max(kgents_nats_fallback_queue_bytes)", "fullest instance"),
+                        Query("max(kgents_nats_fallback_queue_max_bytes)", "may hold"),
+                    ),
+                    ("door", "SpoolFilling"),
                 ),
                 Panel(
                     "Replayed from the spool",
@@ -117,6 +120,16 @@ BOARD = Board(
         Row(
             "Limits and live streams",
             (
+                Panel(
+                    "Until a key in use ends",
+                    "The first to end of those used in the last day; none shown where none has an end. Rotate it before.",
+                    "s",
+                    (Query("min(kgents_keys_next_expiry_timestamp_seconds) - time() < Inf", "first to end"),),
+                    ("door", "KeyEndsSoon"),
+                    alarming=604800,
+                    is_low_bad=True,
+                    is_quiet=True,
+                ),
                 Panel(
                     "Rate limit without Redis",
                     "Requests that passed unlimited, as Redis did not answer. Bring it back.",

@@ -63,6 +63,38 @@ BOARD = Board(
             ),
         ),
         Row(
+            "Proved against OpenMeter",
+            (
+                number(
+                    "Hours that differ",
+                    "Of two days, by tenant and meter, at the last comparison. Anything but nought: `kgents-metering reconcile`.",
+                    "short",
+                    "max(kgents_metering_reconcile_differences)",
+                    ("metering", "ReconciliationGap"),
+                    alarming=1,
+                    width=8,
+                ),
+                number(
+                    "Events that OpenMeter lacks",
+                    "Of those hours, and not owed to it again yet. `reconcile --repair` owes them again.",
+                    "short",
+                    "max(kgents_metering_reconcile_missing_events)",
+                    ("metering", "ReconciliationGap"),
+                    alarming=1,
+                    width=8,
+                ),
+                number(
+                    "Since the last comparison",
+                    "An hour is usual. Above six, nobody knows whether the bill is right: see metering's log.",
+                    "s",
+                    "time() - (max(kgents_metering_reconciled_timestamp_seconds) > 0)",
+                    ("metering", "ReconciliationOld"),
+                    alarming=21600,
+                    width=8,
+                ),
+            ),
+        ),
+        Row(
             "Counting",
             (
                 Panel(

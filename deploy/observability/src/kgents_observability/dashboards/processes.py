@@ -74,6 +74,28 @@ BOARD = Board(
                     alarming=60,
                 ),
                 Panel(
+                    "Since a worker was heard",
+                    "By whichever door heard it last. Above a minute it is an alert: it does not reach NATS, or stands.",
+                    "s",
+                    (Query("min by (worker) (kgents_worker_silent_seconds)", "{{worker}}"),),
+                    ("processes", "WorkerSilent"),
+                    alarming=60,
+                ),
+                Panel(
+                    "Until a certificate ends",
+                    "Of the files that services are given. Below two weeks its renewal did not work: renew it by hand.",
+                    "s",
+                    (
+                        Query(
+                            "min by (file) (kgents_certificate_expiry_timestamp_seconds) - time()", "{{file}}"
+                        ),
+                    ),
+                    ("processes", "CertificateEndsSoon"),
+                    alarming=1209600,
+                    is_low_bad=True,
+                    is_quiet=True,
+                ),
+                Panel(
                     "Workers begun anew, of an hour",
                     "Again and again: what it waits for is stuck, see the runbook.",
                     "short",

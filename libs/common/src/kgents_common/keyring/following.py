@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import structlog
+from prometheus_client import CollectorRegistry, Gauge
 
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.errors import ConfigurationError, TransientError
@@ -19,6 +21,8 @@ RELOAD_SECONDS = 1.0
 # A slip of the editor, or a volume that is away for a moment, locks nobody out; a key may be revoked by then.
 STALE_SECONDS = 300.0
 MAX_KEY_CHARACTERS = 128
+# A key that nobody used for so long may end without anybody's noticing.
+IN_USE_SECONDS = 86400.0
 
 _log = structlog.get_logger()
 
@@ -27,8 +31,10 @@ class KeysUnavailableError(TransientError):
     """Nobody can say whether a key is still good: what was known is too old."""
 
 
-def open_keyring(settings: ServiceSettings, path: Path | None, clock: Clock) -> Keyring:
-    """The keyring of a service, noting uses where its settings say so.
+def open_keyring(
+    settings: ServiceSettings, path: Path | None, clock: Clock, registry: CollectorRegistry
+) -> Keyring:
+    """The keyring of a service, noting uses where its settings say so; metrics tell when a key in use ends.
 
     Raises:
         ConfigurationError: None is named; else as `load`.
@@ -37,7 +43,13 @@ def open_keyring(settings: ServiceSettings, path: Path | None, clock: Clock) -> 
         raise ConfigurationError("no keyring is named", hint="set KGENTS_KEYRING_FILE")
     directory = settings.keyring_uses_directory
     uses = None if directory is None else Uses(directory, f"{settings.instance}-{settings.port}", clock)
-    return Keyring(path, clock, uses)
+    keyring = Keyring(path, clock, uses)
+    Gauge(
+        "kgents_keys_next_expiry_timestamp_seconds",
+        "When the first of the keys ends that were used here in the last day; +Inf where none will",
+        registry=registry,
+    ).set_function(keyring.next_expiry)
+    return keyring
 
 
 class Keyring:
@@ -59,6 +71,7 @@ class Keyring:
         self._by_hash: dict[str, KeyRecord] = {}
         self._by_id: dict[str, KeyRecord] = {}
         self._tenants: frozenset[str] = frozenset()
+        self._used_at: dict[str, float] = {}
         self._stamp: Stamp | None = None
         self._looked_at = self._good_at = self._clock.monotonic()
         self._fault = ""
@@ -92,6 +105,19 @@ class Keyring:
             self._follow()
         return tenant in self._tenants
 
+    def next_expiry(self) -> float:
+        """The Unix time at which the first of the keys in use ends; infinite where none will."""
+        now, after = self._clock.now(), self._clock.monotonic() - IN_USE_SECONDS
+        ends = (
+            record.expires_at.timestamp()
+            for id_, used_at in list(self._used_at.items())
+            if used_at >= after
+            and (record := self._by_id.get(id_)) is not None
+            and record.expires_at is not None
+            and not record.is_over(now)
+        )
+        return min(ends, default=math.inf)
+
     def check(self) -> Check:
         """For health: whether the file can be read, and for how long it could not."""
         try:
@@ -105,6 +131,8 @@ class Keyring:
             return None
         if record.expires_at is not None and record.is_over(self._clock.now()):
             return None
+        if record.expires_at is not None:
+            self._used_at[record.id] = self._clock.monotonic()
         if is_use and self._uses is not None:
             self._uses.note(record.id)
         return record
@@ -137,6 +165,7 @@ class Keyring:
         records, self._stamp = read(self._path)
         self._by_hash = {record.sha256: record for record in records}
         self._by_id = {record.id: record for record in records}
+        self._used_at = {id_: at for id_, at in self._used_at.items() if id_ in self._by_id}
         self._tenants = frozenset(
             tenant for record in records for tenant in (record.tenant, *record.tenants) if tenant
         ) - {EVERY_TENANT}

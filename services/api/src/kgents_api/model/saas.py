@@ -6,6 +6,7 @@ monotonic clock, by arrival: what a heartbeat says of its own time is not believ
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,14 @@ class Heartbeats:
         instances.move_to_end(instance)
         while len(instances) > MAX_INSTANCES or self._is_forgotten(next(iter(instances.values())), now):
             instances.popitem(last=False)
+
+    def silent_seconds(self, service: str, now: float) -> float:
+        """How long nothing was heard of a worker, though it could have been; NaN while nothing can be."""
+        if self.listening_since is None:
+            return math.nan
+        heard = self._heard.get(service, {})
+        last = max((instance.heard_at for instance in heard.values()), default=self.listening_since)
+        return max(0.0, now - max(last, self.listening_since))
 
     def worker(self, service: str, now: float) -> Finding:
         """How a worker does: as well as its instances that can be heard, if there is one."""

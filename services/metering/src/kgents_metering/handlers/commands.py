@@ -27,7 +27,7 @@ from kgents_common.errors import KgentsError, PermanentError
 from kgents_common.publisher import Publisher
 from kgents_common.telemetry import configure_logs
 from kgents_metering.handlers import command_conflicts, command_erase, command_meters, command_restored
-from kgents_metering.handlers.reconcile import reconcile
+from kgents_metering.handlers.proof import prove
 from kgents_metering.settings import MeteringSettings
 from kgents_metering.sinks.ledger.gaps import gaps
 from kgents_metering.sinks.ledger.settlement import Settlement
@@ -200,14 +200,13 @@ async def _reconcile(arguments: argparse.Namespace, settings: MeteringSettings, 
         clock=SystemClock(),
         timeout=timedelta(seconds=settings.openmeter_timeout_seconds),
     )
-    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
     try:
-        report = await reconcile(
+        report = await prove(
             pool,
             openmeter,
             Settlement(pool, TARGET),
-            start=end - timedelta(hours=arguments.hours),
-            end=end,
+            hours=arguments.hours,
+            now=datetime.now(UTC),
             repair=arguments.repair,
         )
     finally:

@@ -6,6 +6,9 @@ given up, or owed for long) is asked for, one by one, and taken out of what is e
 
 Nothing is sent from here; an event that OpenMeter does not have goes back into the outbox marked as sent long
 ago, so the delivery asks OpenMeter for it once more before it sends it, and cannot double it.
+
+While the two are asked, events are counted and delivered: an hour that differs is a difference only if the
+ledger says the same of it afterwards.
 """
 
 from __future__ import annotations
@@ -137,10 +140,10 @@ async def reconcile(
         TransientError: Postgres or OpenMeter does not answer; what was repaired so far stays repaired.
     """
     report = Report()
-    looked_for: set[Place] = set()
     ledger = _Ledger(pool, settlement.target, start, end)
     await ledger.read()
-    report.waiting = len(ledger.waiting)
+    moved: set[Place] = set()
+    found_different: list[tuple[MeterInForce, Place, Difference]] = []
     for found in ledger.meters:
         theirs = await openmeter.hourly(found.meter.slug, start, end)
         for tenant, hour in sorted({*ledger.hours[found.id], *theirs}):
@@ -154,10 +157,25 @@ async def reconcile(
             report.compared += 1
             if expected.agrees(other):
                 continue
-            report.differences.append(Difference(tenant, found.meter.slug, hour, expected.value, other))
-            if place not in looked_for:  # another meter of the same events has found them
-                looked_for.add(place)
-                await _find_missing(pool, openmeter, settlement, report, place, repair=repair)
+            difference = Difference(tenant, found.meter.slug, hour, expected.value, other)
+            found_different.append((found, place, difference))
+    if found_different:
+        afterwards = _Ledger(pool, settlement.target, start, end)
+        await afterwards.read()
+        moved = {
+            place
+            for found, place, _ in found_different
+            if ledger.said_of(found, place) != afterwards.said_of(found, place)
+        }
+    looked_for: set[Place] = set()
+    for _, place, difference in found_different:
+        if place in moved:
+            continue
+        report.differences.append(difference)
+        if place not in looked_for:  # another meter of the same events has found them
+            looked_for.add(place)
+            await _find_missing(pool, openmeter, settlement, report, place, repair=repair)
+    report.waiting = len(ledger.waiting | moved)
     report.stuck = sum(len(events) for events in ledger.absent.values())
     return report
 
@@ -168,7 +186,7 @@ class _Ledger:
     Attributes:
         hours: By meter, what OpenMeter should say of a tenant's hour.
         waiting: Places that are left out.
-        stuck: Places that have undelivered events.
+        stuck: Places that have undelivered events, and how many.
         absent: Of these places, once asked for, the events that OpenMeter does not have.
     """
 
@@ -178,7 +196,7 @@ class _Ledger:
         self.meters: list[MeterInForce] = []
         self.hours: dict[int, dict[tuple[str, datetime], Expected]] = {}
         self.waiting: set[Place] = set()
-        self.stuck: set[Place] = set()
+        self.stuck: dict[Place, int] = {}
         self.absent: dict[Place, list[Owed]] = {}
 
     async def read(self) -> None:
@@ -205,7 +223,16 @@ class _Ledger:
             )
         for tenant, event_type, hour, count, is_on_its_way in undelivered:
             place = (tenant, event_type, hour)
-            (self.waiting if is_on_its_way or count > MAX_STUCK else self.stuck).add(place)
+            if is_on_its_way or count > MAX_STUCK:
+                self.waiting.add(place)
+            else:
+                self.stuck[place] = count
+
+    def said_of(self, found: MeterInForce, place: Place) -> tuple[Expected, int, bool]:
+        """All that a comparison of an hour stands on."""
+        tenant, _, hour = place
+        hours = self.hours.get(found.id, {})
+        return hours.get((tenant, hour), NOTHING), self.stuck.get(place, 0), place in self.waiting
 
     async def not_there(self, place: Place, found: MeterInForce, openmeter: Asked) -> Decimal:
         """What the undelivered events of a place, which OpenMeter does not have, add to a meter."""
