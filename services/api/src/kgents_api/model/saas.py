@@ -111,7 +111,9 @@ class Heartbeats:
         """How long nothing was heard of a worker, though it could have been; NaN while nothing can be."""
         if self.listening_since is None:
             return math.nan
-        heard = self._heard.get(service, {})
+        heard = self._heard.get(service)
+        if heard is None:
+            return now - self.listening_since
         last = max((instance.heard_at for instance in heard.values()), default=self.listening_since)
         return max(0.0, now - max(last, self.listening_since))
 
