@@ -123,6 +123,36 @@ async def test_the_command_deletes_what_the_stream_holds(
     assert (state.messages, state.first_seq) == (2, 3)
 
 
+async def test_the_command_finds_messages_in_a_stream_that_a_restore_made_anew(
+    ledger: Ledger, pool: Pool, nats_url: str, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: a message is known by what it says, a dead letter of an earlier run by when it was stored: age
+    and sequences of a restored stream are others, and a run before the restore has left no row to find."""
+    client = await nats.connect(nats_url)
+    ids = ("e3", "other", "e1", "e2", "e1")
+    found = [classify(message(seq, body(f"e{seq}"))) for seq in (1, 2, 3)]
+    await ledger.apply([one for one in found if isinstance(one, Event)], [dead(9, b"{ erika")])
+    settings = MeteringSettings(
+        nats_servers=(nats_url,), database_url=database_url, meters_file=Path("m"), keyring_file=Path("k")
+    )
+    asked = Namespace(tenant="acme", source=None, before=None, reason="asked for")
+    restored = {"Kgents-Original-Time": message(9, b"").stored_at.isoformat()}
+    for told in (
+        "3 events, 0 conflicts, 1 dead letters; 5 messages",
+        "0 events, 0 conflicts, 0 dead letters; 5",
+    ):
+        await streams.ensure(client, streams=streams.scaled(streams.STREAMS, 64 * 1024**2))
+        for number in ids:
+            await client.jetstream().publish("agentese.acme.llm.tokens", body(number))
+        await client.jetstream().publish("agentese.globex.llm.tokens", body("e1", subject="globex"))
+        await client.jetstream().publish("agentese.acme.llm.tokens", b"{ erika", headers=restored)
+        assert await command_erase._erase(asked, settings, pool) == 0
+        assert told in capsys.readouterr().out
+        assert (await client.jetstream().stream_info("AGENTESE")).state.messages == len(["other", "globex"])
+        await client.jetstream().delete_stream("AGENTESE")
+    await client.close()
+
+
 async def test_only_the_scope_is_erased(ledger: Ledger, pool: Pool) -> None:
     """Rule: another tenant's and later events stay as they are."""
     await ledger.apply([personal(1, "a"), personal(2, "b", who="x")], [])

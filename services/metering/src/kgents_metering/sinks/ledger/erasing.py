@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from kgents_metering.sinks.ledger.meters import EMPTY, LOCK, current
 CHUNK = 2000
 
 _EVENTS = """
-select e.n, e.type, e.data, e.epoch, e.seq from metering.event e
+select e.n, e.type, e.data from metering.event e
 where e.tenant = %(tenant)s and (%(source)s::text is null or e.source = %(source)s) and e.time < %(before)s
   and (not e.erased or exists (select from metering.conflict c where c.n = e.n and c.body <> '{}'))
 order by e.n limit %(limit)s
@@ -29,16 +29,14 @@ update metering.event e
 set source = %(word)s, ce_id = encode(e.key, 'hex'), data = t.data, erased = true
 from unnest(%(n)s::bigint[], %(data)s::text[]) as t (n, data) where e.n = t.n
 """
-_REPEATS = """
-select epoch, seq from metering.duplicate where n = any(%(n)s::bigint[])
-union all select epoch, seq from metering.conflict where n = any(%(n)s::bigint[])
-"""
+_ERASED = "select key from metering.event where erased and key = any(%s)"
 _CONFLICTS = "update metering.conflict set body = '{}' where n = any(%s::bigint[]) and body <> '{}'"
 _INVALID = "update metering.invalid set message = %s where n = any(%s::bigint[])"
 _LETTERS = """
-select id, body, epoch, seq from metering.dead
+select id, body from metering.dead
 where subject like %(subject)s and stored_at < %(before)s and code <> %(word)s order by id
 """
+_BURIED = "select stored_at from metering.dead where subject like %(subject)s and code = %(word)s"
 _BURY = """
 update metering.dead set body = '', headers = '{}', raw_headers = null, raw_subject = null, code = %(word)s,
     detail = %(word)s, state = case state when 'open' then 'discarded' else state end,
@@ -67,16 +65,28 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Rows to erase, and where streams have their messages: first there, then here, so that a run that ended
-    halfway is run again.
-
-    Attributes:
-        rows: Events as (n, type, data), or dead letters as (id,).
-        places: Creation time of a stream, and sequence.
-    """
+    """Events to erase, as (n, type, data)."""
 
     rows: list[tuple[Any, ...]]
-    places: list[tuple[datetime, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Dead letters to erase.
+
+    Attributes:
+        bodies: What the stream holds of them.
+        before: When those were stored that an earlier run erased: a restore brings them back with that time.
+    """
+
+    rows: list[int]
+    bodies: frozenset[bytes]
+    before: frozenset[datetime] = frozenset()
+
+    def has(self, body: bytes, received_at: datetime) -> bool:
+        """Whether a message that is no event is one of these; times differ by how each was rounded."""
+        near = (received_at + timedelta(microseconds=n) for n in (-1, 0, 1))
+        return body in self.bodies or any(moment in self.before for moment in near)
 
 
 class Erasing:
@@ -91,9 +101,14 @@ class Erasing:
         with transient_errors():
             async with self._pool.connection() as connection:
                 rows = await (await connection.execute(_EVENTS, values)).fetchall()
-                numbers = [row[0] for row in rows]
-                repeats = await (await connection.execute(_REPEATS, {"n": numbers})).fetchall()
-        return Found([row[:3] for row in rows], [row[3:] for row in rows] + repeats)
+        return Found(rows)
+
+    async def erased(self, keys: Collection[bytes]) -> set[bytes]:
+        """Of these keys, those whose event is erased."""
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                rows = await (await connection.execute(_ERASED, [list(keys)])).fetchall()
+        return {bytes(row[0]) for row in rows}
 
     async def erase_events(self, found: Found) -> int:
         """Leave of them what is measured, and of their conflicts nothing; how many conflicts."""
@@ -112,22 +127,26 @@ class Erasing:
                 await connection.execute(_INVALID, [f"invalid event: {ERASED}", numbers])
         return conflicts.rowcount
 
-    async def letters(self, scope: Scope) -> Found:
+    async def letters(self, scope: Scope) -> Letters:
         """The dead letters of the scope."""
         pattern = f"agentese.{_escaped(scope.tenant)}.%"
         values = {"subject": pattern, "before": scope.before, "word": ERASED}
         with transient_errors():
             async with self._pool.connection() as connection:
                 rows = await (await connection.execute(_LETTERS, values)).fetchall()
+                buried = await (await connection.execute(_BURIED, values)).fetchall()
         wanted = [row for row in rows if scope.source is None or _is_from(row[1], scope.source)]
-        return Found([row[:1] for row in wanted], [row[2:] for row in wanted])
+        return Letters(
+            [row[0] for row in wanted],
+            frozenset(bytes(row[1]) for row in wanted),
+            frozenset(row[0] for row in buried),
+        )
 
-    async def erase_letters(self, found: Found, reason: str) -> None:
+    async def erase_letters(self, found: Letters, reason: str) -> None:
         """Leave nothing of them but that they were; those that are open are discarded."""
-        ids = [row[0] for row in found.rows]
         with transient_errors():
             async with self._pool.connection() as connection:
-                await connection.execute(_BURY, {"word": ERASED, "reason": reason, "ids": ids})
+                await connection.execute(_BURY, {"word": ERASED, "reason": reason, "ids": found.rows})
 
     async def record(self, scope: Scope, *, actor: str, reason: str, counts: Sequence[int]) -> None:
         """Keep that it was done; `counts` are events, conflicts, dead letters and messages."""
