@@ -9,6 +9,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,11 +38,11 @@ def overlay(name: str, root: Path = ROOT) -> str:
     return render(directory) if directory.is_dir() else ""
 
 
-def difference(before: Path, after: Path = ROOT) -> str:
+def difference(before: Path, after: Path = ROOT, overlays: Sequence[str] = OVERLAYS) -> str:
     """What lies between two trees' rendered overlays, as a unified diff; empty where nothing does."""
     found: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
-        for name in OVERLAYS:
+        for name in overlays:
             files = [Path(directory) / side / f"{name}.yaml" for side in ("before", "after")]
             for file, tree in zip(files, (before, after), strict=True):
                 file.parent.mkdir(exist_ok=True)

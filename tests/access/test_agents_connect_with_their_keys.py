@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -207,6 +209,20 @@ async def test_a_revoked_key_is_cut_off_and_others_are_not(stack: Stack) -> None
     await other.jetstream(timeout=60).publish("agentese.acme.llm.tokens", event("other"))
     assert other.stats["reconnects"] == 0
     await other.close()
+
+
+async def test_a_server_that_reads_its_configuration_again_asks_about_agents_again(stack: Stack) -> None:
+    """Rule: that is how a renewed certificate is taken up. Services stay; agents, whom no file knows, are cut
+    off, come back by themselves and are let in."""
+    agent = await connected(stack, stack.keys["acme"], reconnect_time_wait=0.1)
+    service = await nats.connect(stack.nats.url)
+    os.kill(stack.nats.pid, signal.SIGHUP)
+    await reached(lambda: agent.stats["reconnects"] == 1 and agent.is_connected)
+    await agent.jetstream(timeout=60).publish("agentese.acme.llm.tokens", event("again"))
+    await service.flush(60)
+    assert service.stats["reconnects"] == 0
+    for client in (agent, service):
+        await client.close()
 
 
 async def test_while_the_responder_is_down_nobody_new_comes_in_and_nobody_is_cut_off(stack: Stack) -> None:

@@ -1,7 +1,7 @@
 """The custom resources that the manifests use, as their projects document them; what is not known is refused.
 
-Read at external-secrets.io (API reference, `external-secrets.io/v1`) and keda.sh (ScaledObject specification,
-NATS JetStream scaler), November 2026.
+Read at external-secrets.io (API reference, `external-secrets.io/v1`), keda.sh (ScaledObject specification,
+NATS JetStream scaler) and cert-manager.io (API reference, `cert-manager.io/v1`), November 2026.
 """
 
 from __future__ import annotations
@@ -117,7 +117,43 @@ class ScaledObject(Strict):
     spec: _ScaledObjectSpec
 
 
-KINDS: dict[str, type[Strict]] = {"ExternalSecret": ExternalSecret, "ScaledObject": ScaledObject}
+class _Issuer(Strict):
+    group: Literal["cert-manager.io"]
+    kind: Literal["Issuer", "ClusterIssuer"]
+    name: Name
+
+
+class _PrivateKey(Strict):
+    algorithm: Literal["RSA", "ECDSA", "Ed25519"]
+    size: int
+    rotationPolicy: Literal["Never", "Always"]  # noqa: N815
+
+
+class _CertificateSpec(Strict):
+    secretName: Name  # noqa: N815
+    issuerRef: _Issuer  # noqa: N815
+    commonName: Annotated[str, StringConstraints(max_length=64)]  # noqa: N815
+    dnsNames: Annotated[list[str], Field(min_length=1)]  # noqa: N815
+    usages: list[Literal["server auth", "client auth"]]
+    duration: Duration
+    renewBefore: Duration  # noqa: N815
+    privateKey: _PrivateKey  # noqa: N815
+
+
+class Certificate(Strict):
+    """A certificate that cert-manager makes, and renews."""
+
+    apiVersion: Literal["cert-manager.io/v1"]  # noqa: N815
+    kind: Literal["Certificate"]
+    metadata: Metadata
+    spec: _CertificateSpec
+
+
+KINDS: dict[str, type[Strict]] = {
+    "Certificate": Certificate,
+    "ExternalSecret": ExternalSecret,
+    "ScaledObject": ScaledObject,
+}
 
 
 def check(found: Any) -> None:

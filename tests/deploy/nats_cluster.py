@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kgents_devstack import certificates
 from kgents_devstack.servers.nats import binary
 from kgents_devstack.servers.process import Server, free_port
 
@@ -18,17 +19,38 @@ ROUTE = re.compile(r"nats-(\d)\.nats-headless\.kgents-agents\.svc:6222")
 class Node(Server):
     """One pod's server, with what its pod tells it."""
 
-    def __init__(self, directory: Path, version: str, index: int, routes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        version: str,
+        index: int,
+        routes: Sequence[int],
+        authority: certificates.Authority,
+    ) -> None:
         super().__init__(directory / f"nats-{index}")
+        self._authority = authority
         self.name, self._version, self._routes, self._index = f"nats-{index}", version, routes, index
         self.port, self._monitor = free_port(), free_port()
 
     @property
     def url(self) -> str:
         """Its clients' address."""
-        return f"nats://127.0.0.1:{self.port}"
+        return f"tls://127.0.0.1:{self.port}"
+
+    @property
+    def tls_directory(self) -> Path:
+        """Where its Secret is mounted."""
+        return self.directory / "tls"
+
+    def renew(self, authority: certificates.Authority | None = None) -> None:
+        """Put another certificate in the place of the one it has, as cert-manager does."""
+        signs = authority or self._authority
+        pair = signs.issue("nats", [*certificates.SERVERS["nats"], "127.0.0.1"])
+        certificates.write(self.tls_directory, pair, signs.certificate)
 
     def _prepare(self) -> None:
+        if not self.tls_directory.exists():
+            self.renew()
         files = find(overlay("local"), "ConfigMap", "nats-config")["data"]
         for file, text in files.items():
             moved = ROUTE.sub(lambda route: f"127.0.0.1:{self._routes[int(route.group(1))]}", text)
@@ -43,6 +65,7 @@ class Node(Server):
             "http: 0.0.0.0:8222": f"http: 127.0.0.1:{self._monitor}",
             "  port: 6222": f"  listen: 127.0.0.1:{own}",
             "/var/run/nats": str(self.directory),
+            "/etc/nats-tls": str(self.tls_directory),
             "store_dir: /data": f'store_dir: "{self.directory}/data"',
         }
 
@@ -70,7 +93,9 @@ class Node(Server):
 
 
 def nodes(directory: Path, version: str) -> list[Node]:
-    """As many as the StatefulSet has."""
+    """As many as the StatefulSet has; `ca.crt` in the directory is whom their clients believe."""
     replicas = find(overlay("local"), "StatefulSet", "nats")["spec"]["replicas"]
     routes = [free_port() for _ in range(replicas)]
-    return [Node(directory, version, index, routes) for index in range(replicas)]
+    authority = certificates.Authority()
+    (directory / "ca.crt").write_bytes(authority.certificate)
+    return [Node(directory, version, index, routes, authority) for index in range(replicas)]

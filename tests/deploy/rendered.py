@@ -1,11 +1,13 @@
-"""The overlays as a cluster would get them, rendered once a process, and how to find one's way in them."""
+"""The overlays as a cluster gets them, rendered once while nothing changes; how to find one's way in them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import runpy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,30 +24,63 @@ Object = Mapping[str, Any]
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
 KEEP_RUNNING = ("Deployment", "StatefulSet", "DaemonSet")
 # Of which each has its schema in a CRD and not in Kubernetes.
-CUSTOM = ("external-secrets.io", "keda.sh", "argoproj.io", "kustomize.toolkit.fluxcd.io")
+CUSTOM = ("cert-manager.io", "external-secrets.io", "keda.sh", "argoproj.io", "kustomize.toolkit.fluxcd.io")
+
+
+@cache
+def _state() -> str:
+    """What everything that is rendered depends on."""
+    files = sorted(path for path in (ROOT / "deploy").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    told = hashlib.sha256()
+    for file in files:
+        told.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode())
+        told.update(file.read_bytes())
+    return told.hexdigest()
+
+
+def _kept(name: str, render: Callable[[], str]) -> tuple[Object, ...]:
+    """What was rendered under this name, by this process, one beside it or one before, of the same files."""
+    kept = Path(tempfile.gettempdir()) / f"kgents-rendered-{os.geteuid()}"
+    kept.mkdir(mode=0o700, exist_ok=True)
+    file = kept / f"{_state()[:32]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    if kept.stat().st_uid != os.geteuid() or not file.exists():
+        for old in sorted(kept.iterdir(), key=lambda one: one.stat().st_mtime)[:-100]:
+            old.unlink(missing_ok=True)
+        objects = parsed(render())
+        descriptor, fresh = tempfile.mkstemp(dir=kept)
+        with os.fdopen(descriptor, "w") as writing:
+            json.dump(objects, writing)
+        Path(fresh).replace(file)
+    found: list[Object] = json.loads(file.read_text())
+    return tuple(found)
 
 
 @cache
 def overlay(name: str) -> tuple[Object, ...]:
     """Every object of an overlay."""
-    return parsed(MANIFESTS["overlay"](name))
+    return _kept(f"overlay {name}", lambda: MANIFESTS["overlay"](name))
 
 
 @cache
 def directory(path: str) -> tuple[Object, ...]:
     """Every object of a kustomization under deploy/k8s."""
-    return parsed(MANIFESTS["render"](K8S / path))
+    return _kept(f"directory {path}", lambda: MANIFESTS["render"](K8S / path))
 
 
+@cache
 def with_component(name: str, component: str) -> tuple[Object, ...]:
     """An overlay with one component more, as a user of both would write it."""
-    with tempfile.TemporaryDirectory() as made:
-        up = os.path.relpath(K8S, Path(made).resolve())
-        (Path(made) / "kustomization.yaml").write_text(
-            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-            f"resources: [{up}/overlays/{name}]\ncomponents: [{up}/components/{component}]\n"
-        )
-        return parsed(MANIFESTS["render"](Path(made)))
+
+    def render() -> str:
+        with tempfile.TemporaryDirectory() as made:
+            up = os.path.relpath(K8S, Path(made).resolve())
+            (Path(made) / "kustomization.yaml").write_text(
+                "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+                f"resources: [{up}/overlays/{name}]\ncomponents: [{up}/components/{component}]\n"
+            )
+            return str(MANIFESTS["render"](Path(made)))
+
+    return _kept(f"{name} with {component}", render)
 
 
 def parsed(text: str) -> tuple[Object, ...]:

@@ -45,6 +45,6 @@ def test_the_streams_are_applied_after_nats_and_before_the_services() -> None:
 
 def test_a_change_of_the_manifests_shows_as_what_is_rendered_differently() -> None:
     """`make render`: nothing between a tree and itself, all of it where there was nothing before."""
-    assert MANIFESTS["difference"](ROOT, ROOT) == ""
-    everything = MANIFESTS["difference"](K8S)
-    assert all(f"+++ b/after/{name}.yaml" in everything for name in OVERLAYS)
+    one = OVERLAYS[:1]
+    assert MANIFESTS["difference"](ROOT, ROOT, one) == ""
+    assert f"+++ b/after/{one[0]}.yaml" in MANIFESTS["difference"](K8S, ROOT, one)

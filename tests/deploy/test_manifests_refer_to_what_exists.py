@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from kgents_backup.settings import BackupSettings
 from kgents_billing.settings import BillingSettings
 from kgents_common import streams
 from kgents_common.settings import ServiceSettings
+from kgents_devstack.certificates import Authority
 from kgents_metering.settings import MeteringSettings
 
 from .rendered import OVERLAYS, Object, Workload, find, is_selected, name_of, overlay, ports_of, workloads
@@ -25,7 +27,8 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "backup": BackupSettings,
 }
 # Read by libraries and not by our settings: OpenTelemetry's own, and uvicorn's list of proxies to believe.
-LIBRARIES = re.compile(r"OTEL_[A-Z_]+|FORWARDED_ALLOW_IPS")
+# And libpq's, for what a database's URL leaves open.
+LIBRARIES = re.compile(r"OTEL_[A-Z_]+|FORWARDED_ALLOW_IPS|PGSSL[A-Z]+")
 ADDRESS = re.compile(r"(?:([a-z0-9-]+)\.)?([a-z0-9-]+)\.(kgents-[a-z]+)\.svc(?:\.cluster\.local)?(?::(\d+))?")
 A_SECRET = "postgresql://a-secret-of-no-meaning"
 PER_OVERLAY = pytest.mark.parametrize("name", OVERLAYS)
@@ -33,6 +36,8 @@ PER_OVERLAY = pytest.mark.parametrize("name", OVERLAYS)
 
 def secret_keys(objects: tuple[Object, ...], name: str, namespace: str) -> set[str] | None:
     """The keys of a Secret, written or asked for from outside; None where there is none."""
+    if any(o["kind"] == "Certificate" and o["spec"]["secretName"] == name for o in objects):
+        return {"tls.crt", "tls.key", "ca.crt"}
     for kind in ("Secret", "ExternalSecret"):
         try:
             found = find(objects, kind, name, namespace)
@@ -271,8 +276,9 @@ def test_every_variable_of_ours_is_read_by_its_service_and_every_needed_one_is_g
 
 
 @PER_OVERLAY
-def test_every_value_that_is_written_down_is_one_its_service_takes(name: str) -> None:
+def test_every_value_that_is_written_down_is_one_its_service_takes(name: str, tmp_path: Path) -> None:
     """The settings are read as the service reads them; what comes from a Secret is a stand-in."""
+    (tmp_path / "ca.crt").write_bytes(Authority().certificate)
     objects = overlay(name)
     for workload, container, settings in ours(objects):
         told: dict[str, Any] = {}
@@ -285,6 +291,7 @@ def test_every_value_that_is_written_down_is_one_its_service_takes(name: str) ->
                 told[variable["name"]] = variable.get("value", A_SECRET)
         for source in container.get("envFrom", ()):
             told |= find(objects, "ConfigMap", source["configMapRef"]["name"], workload.namespace)["data"]
+        told["NATS_CA_FILE"] = str(tmp_path / "ca.crt")  # as good as the one its pod has
         settings.model_validate(told)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -14,10 +14,8 @@ from pathlib import Path
 
 import nats
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from kgents_devstack import certificates
 from kgents_devstack.servers.nats import OLDEST_VERSION, binary, installed_version
 
 from .nats_cluster import nodes
@@ -26,41 +24,15 @@ from .rendered import K8S, OVERLAYS, find, overlay
 SEEDS = K8S / "components" / "plain-secrets" / "seeds"
 
 
-def certificate(directory: Path) -> None:
-    """A certificate that is its own authority, as the leaf nodes' Secret carries it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "nats-leaf")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = made.public_bytes(serialization.Encoding.PEM)
-    for file in ("tls.crt", "ca.crt"):
-        (directory / file).write_bytes(pem)
-    (directory / "tls.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-
-
 @pytest.mark.parametrize("version", [OLDEST_VERSION, installed_version()])
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_nats_takes_the_configuration(name: str, version: str, tmp_path: Path) -> None:
     """With what its pod tells it; the paths of its volumes are laid elsewhere."""
-    certificate(tmp_path)
+    authority = certificates.Authority()
+    certificates.write(tmp_path, authority.issue("nats", ["nats"]), authority.certificate)
     objects = overlay(name)
     for file, text in find(objects, "ConfigMap", "nats-config")["data"].items():
-        (tmp_path / file).write_text(text.replace("/etc/nats-leaf/", f"{tmp_path}/"))
+        (tmp_path / file).write_text(re.sub("/etc/nats-(leaf|tls)/", f"{tmp_path}/", text))
     region = find(objects, "ConfigMap", "nats-region")["data"]
     told = {"POD_NAME": "nats-0", "NATS_DOMAIN": region["domain"], "NATS_CLUSTER": region["cluster"]}
     # An installation's own keys; the laptop's stand for them.
@@ -135,7 +107,12 @@ async def test_three_nodes_form_a_cluster_and_the_job_gives_the_streams_three_re
         for node in cluster:
             await asyncio.to_thread(node.until_ready)
         identity = {"NATS_NKEY_SEED_FILE": str(SEEDS / "streams.nk"), "NATS_INBOX_PREFIX": "_INBOX.streams"}
-        told = {**os.environ, **identity, "NATS_SERVERS": cluster[0].url}
+        told = {
+            **os.environ,
+            **identity,
+            "NATS_SERVERS": cluster[0].url,
+            "NATS_CA_FILE": str(tmp_path / "ca.crt"),
+        }
 
         def applied() -> subprocess.CompletedProcess[str]:
             """As often as the Job's pod is started again: a cluster without its leader yet refuses."""
@@ -151,7 +128,11 @@ async def test_three_nodes_form_a_cluster_and_the_job_gives_the_streams_three_re
         assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
         assert "create" in first.stdout.lower()
         assert "create" not in second.stdout.lower()
-        operator = {"nkeys_seed": str(SEEDS / "operator.nk"), "inbox_prefix": b"_INBOX.operator"}
+        operator = {
+            "nkeys_seed": str(SEEDS / "operator.nk"),
+            "inbox_prefix": b"_INBOX.operator",
+            "tls": ssl.create_default_context(cafile=tmp_path / "ca.crt"),
+        }
         client = await nats.connect(cluster[1].url, **operator)
         infos = await client.jetstream().streams_info()
         account = await client.jetstream().account_info()

@@ -161,13 +161,13 @@ def test_redis_is_one_of_128_megabytes_that_evicts_and_keeps_nothing() -> None:
 
     assert redis.source["spec"]["replicas"] == 1
     assert image("triad-redis").startswith("redis:7.")
-    assert told == {
+    assert {name: value for name, value in told.items() if "tls" not in name and name != "--port"} == {
         "--maxmemory": "128mb",
         "--maxmemory-policy": "allkeys-lru",
         "--save": "",
         "--appendonly": "no",
     }
-    assert [set(v) - {"name"} for v in redis.pod["volumes"]] == [{"emptyDir"}]
+    assert [set(v) - {"name"} for v in redis.pod["volumes"]] == [{"secret"}, {"emptyDir"}]
 
 
 def test_backups_are_made_at_two_in_the_morning_onto_their_own_volume_and_kept_for_seven_days() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -59,6 +60,12 @@ class ServiceSettings(BaseSettings):
     nats_password: SecretStr | None = Field(None, validation_alias="NATS_PASSWORD")
     nats_token: SecretStr | None = Field(None, validation_alias="NATS_TOKEN")
     nats_nkey_seed_file: Path | None = Field(None, validation_alias="NATS_NKEY_SEED_FILE")
+    nats_ca_file: Path | None = Field(
+        None,
+        validation_alias="NATS_CA_FILE",
+        description="Who may have signed the certificates of `tls://` servers (PEM); None for whom the"
+        " machine trusts",
+    )
     nats_inbox_prefix: str = Field(
         "_INBOX",
         validation_alias="NATS_INBOX_PREFIX",
@@ -86,6 +93,18 @@ class ServiceSettings(BaseSettings):
     def _drain_fits(self) -> Self:
         if self.drain_delay_seconds >= self.drain_seconds:
             raise ValueError("KGENTS_DRAIN_DELAY_SECONDS must be less than KGENTS_DRAIN_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _trusts_somebody(self) -> Self:
+        if self.nats_ca_file is None:
+            return self
+        if any(not server.startswith(("tls://", "wss://")) for server in self.nats_servers):
+            raise ValueError("NATS_CA_FILE is given, but NATS_SERVERS has one that is met without TLS")
+        try:
+            ssl.create_default_context(cafile=self.nats_ca_file)
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(f"NATS_CA_FILE {self.nats_ca_file}: {error.strerror or error}") from None
         return self
 
     @property

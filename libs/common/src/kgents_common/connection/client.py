@@ -9,7 +9,8 @@ What nats-py 2.16 does and we do not want, with what is done instead:
 - an exception other than its own ends the reconnecting for good: it goes on;
 - a socket that dies while the client is closed leaves it closed, and nobody is told: they are;
 - any `-ERR` but two closes the client for good, though the server closes nothing over a bad subject: those
-  are only told.
+  are only told;
+- a `tls://` server that says it speaks no TLS is answered in the clear, credentials first: it is left.
 
 The header block is kept as its bytes, in and out: a name given twice, spacing and bytes that are not text
 would be lost otherwise, and what an archive gives back must be what was stored.
@@ -144,6 +145,14 @@ class Client(nats_client.Client):
             raw_subject=subject,
             raw_headers=headers.raw if isinstance(headers, Headers) else b"",
         )
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # What a server says first is not yet protected: whoever sits between could take the word out.
+        server = self._current_server
+        is_promised = server is not None and server.uri.scheme == "tls"
+        if initial_connection and is_promised and not info.get("tls_required"):
+            raise errors.SecureConnRequiredError
+        await super()._process_info(info, initial_connection)
 
     async def _process_pong(self) -> None:
         if self._pongs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 from kgents_common.settings import ServiceSettings
@@ -33,4 +34,6 @@ def connect_options(settings: ServiceSettings, name: str, callbacks: dict[str, A
         options["token"] = settings.nats_token.get_secret_value()
     if settings.nats_nkey_seed_file is not None:
         options["nkeys_seed"] = str(settings.nats_nkey_seed_file)
+    if settings.nats_ca_file is not None:
+        options["tls"] = ssl.create_default_context(cafile=settings.nats_ca_file)
     return options

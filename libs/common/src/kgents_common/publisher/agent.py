@@ -54,11 +54,13 @@ class AgentPublisher:
     """Publishes one agent's events; an async context manager.
 
     Args:
-        servers: One or more `nats://…`, separated by commas.
+        servers: One or more `nats://…` or `tls://…`, separated by commas.
         tenant: Whose events they are.
         source: Which agent, e.g. `agents/a1`; with an event's id, its identity.
         token: The agent's API key or session token, where agents connect with what the door knows; or `user`
             with `password`, or `nkey_seed_file`. Else NATS_TOKEN and its like are read.
+        ca_file: Who may have signed the certificate of a `tls://` server; else NATS_CA_FILE, else whom the
+            machine trusts.
         spool: A directory of this process's own. Where NATS cannot take an event it is kept there, synced,
             and published later; without one, `publish` raises.
     """
@@ -73,6 +75,7 @@ class AgentPublisher:
         user: str | None = None,
         password: str | None = None,
         nkey_seed_file: Path | None = None,
+        ca_file: Path | None = None,
         spool: Path | None = None,
         spool_bytes: int = SPOOL_BYTES,
         timeout: timedelta = timedelta(seconds=4),
@@ -86,6 +89,7 @@ class AgentPublisher:
             "nats_user": user,
             "nats_password": password,
             "nats_nkey_seed_file": nkey_seed_file,
+            "nats_ca_file": ca_file,
             # The inbox that an agent may hear; anybody's who may hear all of them, too.
             "nats_inbox_prefix": None if "NATS_INBOX_PREFIX" in os.environ else agent_inbox(tenant),
         }
