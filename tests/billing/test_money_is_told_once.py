@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kgents_billing.handlers.stream import where
+from kgents_billing.handlers.defects import where
 from kgents_billing.model import event as events
 from kgents_billing.model.amounts import MalformedAmountError
 from kgents_billing.model.decision import Options, Outcome

@@ -60,7 +60,8 @@ async def test_an_event_is_wanted_by_its_customer_and_its_tenant(database_url: s
 
 
 async def test_dead_letters_are_replayed_and_settled(database_url: str) -> None:
-    """Rule: what can be handled is, and is settled; what cannot stays open; nothing is told twice."""
+    """Rule: what can be handled is, and is settled; what cannot stays open, with why it cannot now; nothing
+    is told twice."""
     good, meter = money_life()[0], "billing.meter.no_meter_found"
     broken = snapshot(
         "customer.subscription.updated", {"id": "sub_b", "metadata": {"tenant_id": "acme"}}, second=START
@@ -83,7 +84,10 @@ async def test_dead_letters_are_replayed_and_settled(database_url: str) -> None:
         outcomes = await replay(open_letters(billing.letters, Wanted()), handle)
         assert outcomes["applied"] == 1
         assert sum(count for name, count in outcomes.items() if name.startswith("not handled")) == 2
-        assert [letter.code for letter in await billing.letters.find()] == ["defect", "meter_error"]
+        assert [letter.code for letter in await billing.letters.find()] == [
+            "unreadable_object",
+            "meter_error",
+        ]
         (settled,) = await billing.letters.find(state="replayed")
         with pytest.raises(PermanentError):
             await replay_letter(billing.processor, billing.letters, settled)

@@ -40,6 +40,10 @@ class NeedsKeyError(PermanentError):
     """Only Stripe can tell what this thin event is about, and no key is configured."""
 
 
+class UnknownObjectError(PermanentError):
+    """A thin event about an object that nobody here knows how to ask for."""
+
+
 class CommitsDecisions(Protocol):
     """The store, as this handler needs it."""
 
@@ -158,7 +162,7 @@ class Processor:
                 return replace(twin, twin=event.id, account=event.account), False
         path = _PATHS.get((event.related_type or "").removeprefix("billing."))
         if path is None or event.related_id is None:
-            raise PermanentError("a thin event about nothing we know how to ask for")
+            raise UnknownObjectError("a thin event about nothing we know how to ask for")
         answer = await self._stripe.of(event.account).get(path + event.related_id)
         return replace(event, object=answer.data, second=max(event.second, answer.second)), True
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from nats.errors import Error as NatsError
 
+from kgents_billing.handlers.defects import code_of, detail_of
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.event import MalformedEventError
@@ -183,7 +184,12 @@ async def replay_letter(
         TransientError: Nothing is settled.
     """
     origin = origin_of(letter.message(body))
-    committed = await processor.process(origin, again=True)
+    try:
+        committed = await processor.process(origin, again=True)
+    except PermanentError as error:
+        if body is None:
+            await letters.fails_by(letter.id, code_of(error), detail_of(error))
+        raise
     if committed.outcome is Outcome.DEAD:
         raise PermanentError(
             f"it stays a dead letter: {letter.code}", hint="mend what it tells of, then discard it"

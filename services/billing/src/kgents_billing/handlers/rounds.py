@@ -9,13 +9,13 @@ import structlog
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_billing.handlers.defects import code_of, detail_of, waited
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reconcile import SOURCE
-from kgents_billing.handlers.stream import where
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.facts import stamped
 from kgents_billing.model.subscription import Ownership, observe_object
-from kgents_billing.sinks.store import Letters, OvertakenError, Store, Subscriptions, origin_of
+from kgents_billing.sinks.store import Committed, Letters, OvertakenError, Store, Subscriptions, origin_of
 from kgents_billing.sinks.store.letters import PATIENCE, Waiting
 from kgents_billing.sinks.store.subscriptions import Stored
 from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi
@@ -105,23 +105,25 @@ class Quarantine:
                 is_patient = self._clock.now() - waiting.first_at < PAYMENT_PATIENCE
                 committed = await self._processor.process(origin, is_patient=is_patient)
             except PermanentError as error:
-                await self._letters.give_up(waiting, str(error))
+                await self._letters.give_up(waiting, code_of(error), detail_of(error))
             except TransientError as error:
                 _log.warning("quarantine.postponed", event_id=waiting.event_id, error=str(error))
             except Exception as error:  # a defect of ours with this one event
                 _log.exception("quarantine.failed", event_id=waiting.event_id)
                 if is_late:
-                    await self._letters.give_up(waiting, where(error))
+                    await self._letters.give_up(waiting, code_of(error), detail_of(error))
             else:
-                await self._settle(waiting, committed.outcome, is_late=is_late)
+                await self._settle(waiting, committed, is_late=is_late)
         return len(found) == QUARANTINE_BATCH
 
-    async def _settle(self, waiting: Waiting, outcome: Outcome, *, is_late: bool) -> None:
+    async def _settle(self, waiting: Waiting, committed: Committed, *, is_late: bool) -> None:
+        outcome = committed.outcome
         if outcome is Outcome.DUPLICATE:
             await self._letters.free(waiting.event_id)  # it was handled by another way meanwhile
         elif outcome is Outcome.QUARANTINED and is_late:
             if waiting.type == "customer.deleted":  # nobody ever knew whose: there is nobody to tell
                 await self._letters.free(waiting.event_id)
                 return
-            await self._letters.give_up(waiting, "no tenant was found for it within a day")
-            _log.error("quarantine.given_up", event_id=waiting.event_id, reason=waiting.reason)
+            reason = committed.reason  # of this try: what was missing at first may be there by now
+            await self._letters.give_up(waiting, reason, waited(reason, committed.named))
+            _log.error("quarantine.given_up", event_id=waiting.event_id, reason=reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -12,11 +11,9 @@ import structlog
 from nats.aio.msg import Msg
 from opentelemetry.trace import SpanKind, Tracer
 
-from kgents_billing.handlers.process import NeedsKeyError
+from kgents_billing.handlers.defects import DEFECT, code_of, detail_of
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.amounts import MalformedAmountError
 from kgents_billing.model.decision import Outcome
-from kgents_billing.model.event import MalformedEventError
 from kgents_billing.sinks.store import Committed, Origin, origin_of
 from kgents_common import delivery
 from kgents_common.clock import Clock
@@ -163,13 +160,13 @@ class Worker:
             _log.warning("billing.postponed", seq=origin.seq, tries=tries, error=str(error))
             return await self._again(message, tries)
         except PermanentError as error:
-            return await self._set_aside(message, origin, _code(error), str(error), tries)
+            return await self._set_aside(message, origin, code_of(error), str(error), tries)
         except Exception as error:
             _log.exception("billing.failed", seq=origin.seq, tries=tries)
             self._metrics.retries.labels("defect").inc()
             if tries < MAX_CRASHES:
                 return await self._again(message, tries)
-            return await self._set_aside(message, origin, "defect", where(error), tries)
+            return await self._set_aside(message, origin, DEFECT, detail_of(error), tries)
         if committed.facts:
             self._on_committed()
         if committed.outcome is Outcome.QUARANTINED:
@@ -189,24 +186,3 @@ class Worker:
     async def _again(self, message: Msg, tries: int) -> bool:
         await delivery.nak([message], delay=BACKOFF[min(tries, len(BACKOFF)) - 1])
         return False
-
-
-def where(error: BaseException) -> str:
-    """A defect of ours by its kind and place; its own text may hold the event's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "kgents_" in frame.filename] or list(frames)
-    place = ours[-1] if ours else None
-    found = (
-        ""
-        if place is None
-        else f" at {place.filename.rpartition('kgents_')[2]}:{place.lineno} in {place.name}"
-    )
-    return f"{type(error).__name__}{found}: a defect of billing; the event is whole, replay it once mended"
-
-
-def _code(error: PermanentError) -> str:
-    if isinstance(error, MalformedEventError):
-        return "malformed"
-    if isinstance(error, MalformedAmountError):
-        return "malformed_amount"
-    return "needs_api_key" if isinstance(error, NeedsKeyError) else "unreadable_object"

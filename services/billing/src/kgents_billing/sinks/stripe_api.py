@@ -36,6 +36,10 @@ class MissingObjectError(PermanentError):
     """Stripe has no object of this id."""
 
 
+class RefusedRequestError(PermanentError):
+    """Stripe does not take the question, and would not take it again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One response.
@@ -189,5 +193,5 @@ def _meaning(error: stripe.StripeError, path: str) -> Exception:
             "stripe.refused", status=status, path=what, hint="check STRIPE_API_KEY and its permissions"
         )
     elif status == 400:
-        return PermanentError(f"stripe: refused the request for {what}")
+        return RefusedRequestError(f"stripe: refused the request for {what}")
     return TransientError(f"stripe: {type(error).__name__} {status or ''} on {what}".replace("  ", " "))

@@ -93,10 +93,16 @@ def origin_of(message: StoredMessage, *, traceparent: str | None = None) -> Orig
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """How an event ended, and how many of its facts are new."""
+    """How an event ended, and how many of its facts are new.
+
+    Attributes:
+        reason, named: Why it waits, and for which tenant, where it does.
+    """
 
     outcome: Outcome
     facts: int = 0
+    reason: str = ""
+    named: str | None = None
 
 
 class Store(Surroundings):
@@ -132,7 +138,7 @@ class Store(Surroundings):
             async with self._pool.connection() as connection, connection.transaction():
                 if decision.outcome is Outcome.QUARANTINED:
                     await self._quarantine(connection, event, decision, origin)
-                    return Committed(Outcome.QUARANTINED)
+                    return Committed(Outcome.QUARANTINED, 0, decision.reason, decision.named)
                 if not await self._is_first(connection, event, decision) and not again:
                     return Committed(Outcome.DUPLICATE)
                 facts = await self._write(connection, event, decision, origin)

@@ -108,8 +108,8 @@ class Letters(DeadLetters[DeadLetter]):
             async with self._pool.connection() as connection:
                 await connection.execute("delete from billing.quarantine where event_id = %s", [event_id])
 
-    async def give_up(self, found: Waiting, detail: str) -> None:
-        """Make a dead letter of an event whose tenant nobody could say in time.
+    async def give_up(self, found: Waiting, code: str, detail: str) -> None:
+        """Make a dead letter of an event that waits no longer.
 
         A letter that was replayed, only to wait here again, is open again.
         """
@@ -121,11 +121,24 @@ class Letters(DeadLetters[DeadLetter]):
                 if gone.rowcount:
                     burial = Burial(
                         found.message(),
-                        found.reason,
+                        code,
                         detail,
                         {"event_id": found.event_id, "type": found.type},
                     )
                     await bury(connection, "billing", [burial], reopen=True)
+
+    async def fails_by(self, letter_id: int, code: str, detail: str) -> None:
+        """Note why an open letter cannot be handled now, where that is not why it was set aside.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                await connection.execute(
+                    "update billing.dead set code = %s, detail = %s where id = %s and state = 'open'",
+                    [code, detail, letter_id],
+                )
 
     async def counts(self) -> tuple[int, int]:
         """How many wait for their tenant, and how many for an operator."""
