@@ -13,6 +13,7 @@ import nats
 import psycopg
 from nats.js.api import ConsumerConfig
 
+from kgents_devstack.bench.levels import measure_levels
 from kgents_devstack.bench.report import Figure
 from kgents_devstack.bench.system import running
 from kgents_devstack.stack import Stack
@@ -40,6 +41,8 @@ def measure_apply() -> Iterator[Figure]:
         yield Figure(
             "apply: metering resident after the load", _memory(stack), "MiB", target=256, at_most=True
         )
+        if stack.postgres.is_running:
+            yield from measure_levels(stack.postgres.create_database("levels"))
 
 
 async def _publish(url: str, number: int) -> None:
