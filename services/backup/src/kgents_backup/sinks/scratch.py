@@ -1,4 +1,7 @@
-"""A nats-server to restore into and throw away: a given one, or one started here; it holds no live stream."""
+"""A nats-server to restore into and throw away: a given one, or one started here; it holds no live stream.
+
+One that was started here can be stopped, and its files of a stream taken.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import shutil
 import sysconfig
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kgents_backup.sources.verbatim import VerbatimClient, connect, connected
@@ -39,13 +43,58 @@ async def scratch_server(url: str | None, directory: Path | None = None) -> Asyn
             finally:
                 await _empty(client)
         return
+    async with own_server(directory) as own:
+        yield own.client
+
+
+@dataclass(frozen=True, slots=True)
+class OwnServer:
+    """A scratch server that was started here."""
+
+    client: VerbatimClient
+    _folder: Path
+    _running: AsyncExitStack
+
+    async def stop(self) -> None:
+        """End the server; what it wrote stays until the context ends."""
+        await self._running.aclose()
+
+    def files_of(self, stream: str) -> Path:
+        """Where it keeps a stream."""
+        return self._folder / "store" / "jetstream" / "$G" / "streams" / stream
+
+
+@asynccontextmanager
+async def own_server(directory: Path | None = None) -> AsyncIterator[OwnServer]:
+    """A scratch server started here, whose files go with it.
+
+    Raises:
+        ConfigurationError: There is no `nats-server` program beside this Python or on the path.
+        TransientError: The server does not come up.
+    """
     program = find_program()
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="drill-", dir=directory))
     try:
-        async with _started(program, folder) as client:
-            yield client
+        async with AsyncExitStack() as running:
+            client = await running.enter_async_context(_started(program, folder))
+            yield OwnServer(client, folder, running)
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def program_version() -> str:
+    """The version of the `nats-server` program, e.g. `2.15.1`; empty where there is none.
+
+    Raises:
+        OSError: It cannot be run.
+    """
+    try:
+        program = find_program()
+    except ConfigurationError:
+        return ""
+    process = await asyncio.create_subprocess_exec(program, "--version", stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    return said.decode(errors="replace").strip().rpartition("v")[2]
 
 
 def find_program() -> str:

@@ -20,6 +20,11 @@ from kgents_common.connection import Client, Message, client
 class VerbatimClient(Client):
     """The common client, whose refusals are ours."""
 
+    @property
+    def version(self) -> str:
+        """The connected server's version, e.g. `2.15.1`."""
+        return str(self._server_info.get("version", ""))
+
     async def publish_verbatim(
         self, subject: str | bytes, reply: str, headers: bytes, payload: bytes
     ) -> None:

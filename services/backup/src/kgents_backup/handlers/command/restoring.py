@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from nats.errors import Error as NatsError
 
@@ -16,6 +16,7 @@ from kgents_backup.model.plan import Pace, Until
 from kgents_backup.model.restoration import MARK
 from kgents_backup.operations.pace import measure
 from kgents_backup.operations.restoring import Prepared, RestoreReport, journal, prepare, restore
+from kgents_backup.operations.restoring.beside import is_possible
 from kgents_backup.operations.restoring.transaction import Restoration, Wanted
 from kgents_backup.operations.system import SystemRestore
 from kgents_backup.sinks.store import Lease
@@ -134,6 +135,7 @@ async def _restoration(backup: Backup, store: str, lease: Lease, pace: Pace | No
         backup.owner,
         upload=upload,
         check=lease.check,
+        beside=backup.settings.directory,
         on_plan=lambda prepared: print(plan_text(prepared, backup.vault(store).name, None, pace), flush=True),
         progress=backup.progress,
         crash=backup.crash,
@@ -207,7 +209,7 @@ async def _pace(backup: Backup) -> Pace | None:
     """The server's pace; None where it may not be measured: a restore does not hang on its own estimate."""
     client = await backup.client()
     try:
-        return await measure(client)
+        return replace(await measure(client), is_by_files=await is_possible(client))
     except NotPermittedError as error:
         print(f"how long it takes is not known: {error}")
         return None

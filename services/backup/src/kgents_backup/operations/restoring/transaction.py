@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -33,6 +34,7 @@ from kgents_backup.model.restoration import (
 from kgents_backup.operations.archiving import Archiver
 from kgents_backup.operations.consumers import make_consumers
 from kgents_backup.operations.restoring import journal, keeping
+from kgents_backup.operations.restoring.beside import fill_beside
 from kgents_backup.operations.restoring.carrying_out import fill, release
 from kgents_backup.operations.restoring.keeping import with_step
 from kgents_backup.operations.restoring.preparing import Prepared, prepare
@@ -81,6 +83,8 @@ class Restoration:
         source: Where is read from; may be several stores seen as one.
         upload: Has what `work` holds copied to the other store.
         check: Raises where the lock `run` was lost.
+        beside: Where a server of our own may keep its files for a while, to bring many messages as files;
+            None to store each one in the live server.
         on_plan: Told what is about to be done, before anything is deleted.
     """
 
@@ -91,6 +95,7 @@ class Restoration:
     owner: str
     upload: Callable[[], Awaitable[None]] = _no_upload
     check: Callable[[], None] = lambda: None
+    beside: Path | None = None
     on_plan: Callable[[Prepared], None] = lambda _prepared: None
     progress: Progress = field(default_factory=NoProgress)
     crash: CrashPoints = field(default_factory=lambda: CrashPoints(None))
@@ -295,7 +300,7 @@ class Restoration:
         report.kept = record.kept
         prefix = configurations.fence_prefix(name, record.token)
         fenced = mark(configurations.fenced(prepared.config, name, prefix, replicas=1), record)
-        base_end = await fill(client, self.source, prepared, fenced, prefix, report, self.progress)
+        base_end = await self._fill(prepared, fenced, prefix, report)
         self.crash.reach("restore.filled")
         found = await read_back(
             client,
@@ -326,6 +331,17 @@ class Restoration:
         await self._let_go(record)
         report.notes += prepared.notes
         return report
+
+    async def _fill(
+        self, prepared: Prepared, fenced: dict[str, Any], prefix: str, report: RestoreReport
+    ) -> int:
+        if self.beside is not None:
+            base_end = await fill_beside(
+                self.client, self.source, prepared, fenced, prefix, report, self.progress, self.beside
+            )
+            if base_end is not None:
+                return base_end
+        return await fill(self.client, self.source, prepared, fenced, prefix, report, self.progress)
 
     async def _finish(self, record: RestoreRecord) -> RestoreReport:
         """A restore that was interrupted after the stream was opened."""
