@@ -231,6 +231,17 @@ def test_the_operator_sees_it_whole(
     assert ran("show", "payment", life.charge["payment_intent"]).startswith(payment.partition("facts")[0])
     assert "access suspended: period_over" in ran("show", "tenant", "acme")
     ran("show", "invoice", "in_nobody", code=1)
+    # Every event, in the order Stripe made them, and what waits.
+    heard = [line.split()[3] for line in whole.partition("\nevents\n")[2].splitlines()]
+    of_it = [one.type for one in life.told if f'"{life.name}"' in one.body.decode()]
+    assert heard == [*of_it, "customer.subscription.updated"]
+    assert "waits: unknown_tenant" in whole.splitlines()[-1]
+    paid = [line.split()[3] for line in payment.partition("\nevents\n")[2].splitlines()]
+    assert {"invoice.paid", "invoice_payment.paid", "refund.failed", "charge.dispute.closed"} & set(paid) >= {
+        "invoice.paid",
+        "invoice_payment.paid",
+        "refund.failed",
+    }
     assert "acmee" in ran("tenants", "unknown")
     assert "wait no longer" in ran("assign", "subscription", life.name, "acme")
     assert "acme" in ran("owner", "subscription", life.name)

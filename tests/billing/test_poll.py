@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 
 import pytest
 
 from kgents_billing.handlers.reconcile import OVERLAP, Poll
 from kgents_billing.metrics import Metrics
+from kgents_billing.model import event as events
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi
 from kgents_common.clock import SystemClock
@@ -90,6 +92,50 @@ async def test_a_look_that_began_later_leaves_the_cursor(database_url: str, stri
         assert await poll.run(START + 3600) == 1
         assert await cursors.get("events") == START
         assert await poll.run() == 1
+        await api.close()
+
+
+async def test_a_connected_accounts_events_are_found_too(
+    database_url: str, stripe: StripeStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: each listed account has a cursor of its own; its events are stored as its webhooks would bring
+    them; one that does not answer holds up no other."""
+    own, theirs = Life(at=START), Life(at=START)
+    stripe.tell(own.told[0].body)
+    webhook = snapshot("customer.subscription.created", theirs.now, second=START, account="acct_1")
+    stripe.tell(webhook)
+    stripe.tell(snapshot("customer.subscription.created", own.now, second=START, account="acct_of_nobody"))
+    async with told_billing(database_url) as billing:
+        cursors, kept = Cursors(billing.pool), Kept()
+        for name in ("events", "events@acct_0", "events@acct_1"):
+            await cursors.advance(name, START)
+        api = asking(stripe)
+        poll = Poll(
+            api,
+            kept,
+            cursors,
+            first_days=3,
+            metrics=Metrics(new_registry()),
+            clock=SystemClock(),  # type: ignore[arg-type]
+            accounts=("acct_0", "acct_1"),
+        )
+        real = StripeApi._get
+
+        async def gone(asked: StripeApi, path: str, params: Any) -> Any:
+            if asked._account == "acct_0":
+                raise TransientError("revoked")
+            return await real(asked, path, params)
+
+        monkeypatch.setattr(StripeApi, "_get", gone)
+        with pytest.raises(TransientError, match="revoked"):
+            await poll.run()
+        assert len(kept.bodies) == 2
+        assert await cursors.get("events@acct_0") == START
+        assert (await cursors.get("events@acct_1") or 0) > START
+        found = {event.id: event for event in map(events.read, kept.bodies.values())}
+        asked = events.read(webhook)
+        assert found.pop(asked.id) == asked
+        assert [event.account for event in found.values()] == [None]
         await api.close()
 
 

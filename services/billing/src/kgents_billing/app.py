@@ -188,7 +188,15 @@ def _stripe_rounds(
     tenants: Tenants,
 ) -> list[Round]:
     cursors, subscriptions = Cursors(pool), Subscriptions(pool)
-    poll = Poll(stripe, bus, cursors, first_days=settings.poll_first_days, metrics=metrics, clock=clock)
+    poll = Poll(
+        stripe,
+        bus,
+        cursors,
+        first_days=settings.poll_first_days,
+        metrics=metrics,
+        clock=clock,
+        accounts=tuple(settings.accounts),
+    )
     survey = Survey(
         stripe,
         store,

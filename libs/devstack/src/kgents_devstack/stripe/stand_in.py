@@ -144,7 +144,12 @@ class StripeStandIn:
 
     async def _list_events(self, request: Request) -> Response:
         since = int(request.query_params.get("created[gte]", "0"))
-        found = [event for event in self.books.events() if event["created"] >= since]
+        account = request.headers.get("stripe-account")
+        found = [
+            {name: value for name, value in event.items() if name != "account"}
+            for event in self.books.events()
+            if event["created"] >= since and event.get("account") == account
+        ]
         return self._refusal(request) or _page(found, request)
 
     async def _list_subscriptions(self, request: Request) -> Response:

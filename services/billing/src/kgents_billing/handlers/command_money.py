@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kgents_billing.handlers.backfill import Backfill
-from kgents_billing.handlers.command_owners import shown
+from kgents_billing.handlers.command_owners import shown_period
 from kgents_billing.handlers.command_replay import make_survey
 from kgents_billing.handlers.command_tools import Tools, moment_argument
 from kgents_billing.model.access import Access
@@ -19,8 +19,10 @@ from kgents_billing.sinks.store import Subscriptions
 from kgents_billing.sinks.store.assign import Assignments
 from kgents_billing.sinks.store.cursors import Backfills
 from kgents_billing.sinks.store.entries import Entries
+from kgents_billing.sinks.store.heard import Heard, HeardEvent
 from kgents_billing.sinks.store.subscriptions import Stored
 from kgents_billing.sinks.store.told import ToldFact, ToldFacts
+from kgents_common import shown
 
 KINDS = ("subscription", "customer", "invoice", "payment", "tenant")
 SHOWN_ENTRIES = 200
@@ -44,6 +46,7 @@ async def _show(arguments: argparse.Namespace, tools: Tools) -> int:
     name, kind = arguments.id, arguments.kind
     subscriptions, entries, told = Subscriptions(tools.pool), Entries(tools.pool), ToldFacts(tools.pool)
     found = False
+    heard: Sequence[HeardEvent] = ()
     if kind == "tenant":
         rows = await subscriptions.of_tenant(name)
         _print_access(name, rows, tools)
@@ -53,17 +56,22 @@ async def _show(arguments: argparse.Namespace, tools: Tools) -> int:
         found = bool(words)
         print("owners")
         for period in history(words, int(datetime.now(UTC).timestamp())):
-            print(f"  {shown(period)}")
+            print(f"  {shown_period(period)}")
         one = await subscriptions.get(name) if kind == "subscription" else None
         rows = [one] if one else await subscriptions.of_customer(name) if kind == "customer" else []
         moved, facts = [], await told.about(name)
+        heard = await Heard(tools.pool).of(name)
     else:
         rows, moved, facts = [], await entries.of_payment(name), await told.about(name)
+        heard = await Heard(tools.pool).of(name)
     for stored in rows:
         _print_subscription(stored, tools)
     _print_entries(moved)
     _print_facts(facts)
-    if not (found or rows or moved or facts):
+    _print_heard(heard)
+    if kind == "tenant" and SHOWN_ENTRIES in (len(moved), len(facts)):
+        print(f"of entries and facts the latest {SHOWN_ENTRIES}; of one thing, all are shown")
+    if not (found or rows or moved or facts or heard):
         print(f"nothing is known of {kind} {name}")
         return 1
     return 0
@@ -145,6 +153,16 @@ def _print_facts(facts: Sequence[ToldFact]) -> None:
         print("facts")
     for fact in facts:
         print(f"  {fact.time}  {fact.tenant:16} {fact.type:28} {fact.key}  {fact.moves or ''}")
+
+
+def _print_heard(heard: Sequence[HeardEvent]) -> None:
+    if heard:
+        print("events")
+    for event in heard:
+        made = (
+            f"made {_at(event.second)}" if event.second is not None else f"heard {event.at:%Y-%m-%d %H:%M:%S}"
+        )
+        print(f"  {made}  {shown.line(event.type):44} {shown.line(event.event_id)}  {event.outcome}")
 
 
 def _grace(tools: Tools) -> timedelta | None:

@@ -62,7 +62,7 @@ async def _open(arguments: argparse.Namespace, tools: Tools) -> int:
 async def _owner(arguments: argparse.Namespace, tools: Tools) -> int:
     words = await Assignments(tools.pool).words(Kind(arguments.kind), arguments.id)
     for period in history(words, int(time.time())):
-        print(shown(period))
+        print(shown_period(period))
     if not words:
         print("nobody ever said")
     return 0
@@ -88,7 +88,7 @@ async def _assign(arguments: argparse.Namespace, tools: Tools) -> int:
     return 0
 
 
-def shown(period: Period) -> str:
+def shown_period(period: Period) -> str:
     """One line of a history."""
     return f"{period.tenant:32}  {_day(period.since) or 'always':20}  to {_day(period.until) or 'now'}"
 

@@ -205,6 +205,7 @@ def _poll(tools: Tools, bus: Bus) -> Poll:
         first_days=tools.settings.poll_first_days,
         metrics=tools.metrics,
         clock=SystemClock(),
+        accounts=tuple(tools.settings.accounts),
     )
 
 

@@ -21,10 +21,10 @@ from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Store, Subscriptions
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.store.tenants import Tenants
-from kgents_billing.sinks.stripe_api import StripeApi
+from kgents_billing.sinks.stripe_api import Page, StripeApi
 from kgents_common import stripe_events, subjects
 from kgents_common.clock import Clock
-from kgents_common.errors import PermanentError, TransientError
+from kgents_common.errors import KgentsError, PermanentError, TransientError
 from kgents_common.stripe_events import NotStripeEventError, StripeEnvelope
 
 # Stripe lists an event some time after its `created`; what the last look missed, this one sees.
@@ -35,7 +35,11 @@ _log = structlog.get_logger()
 
 
 class Poll:
-    """Stripe's list of events, compared with EVENTS: what no webhook brought is appended as if one had."""
+    """Stripe's list of events, compared with EVENTS: what no webhook brought is appended as if one had.
+
+    Args:
+        accounts: Connected accounts that are listed as well, each with a cursor of its own.
+    """
 
     def __init__(
         self,
@@ -46,7 +50,9 @@ class Poll:
         first_days: int,
         metrics: Metrics,
         clock: Clock,
+        accounts: tuple[str, ...] = (),
     ) -> None:
+        self._accounts: tuple[str | None, ...] = (None, *accounts)
         self._stripe = stripe
         self._bus = bus
         self._cursors = cursors
@@ -57,35 +63,57 @@ class Poll:
     async def run(self, since: int | None = None) -> int:
         """Look once, from the cursor (or the second `since`) less an overlap; how many events were missing.
 
-        The cursor moves only after every page was taken, and only where the look began at it: a later
-        beginning would leave a hole.
+        A cursor moves only after every page was taken, and only where the look began at it: a later
+        beginning would leave a hole. An account that does not answer holds up no other.
 
         Raises:
             TransientError: Stripe or NATS does not answer; what was appended stays.
         """
-        start = since if since is not None else await self._start()
+        recovered, reached = 0, []
+        failed: KgentsError | None = None
+        for account in self._accounts:
+            try:
+                found, second = await self._look(account, since)
+            except KgentsError as error:
+                failed = failed or error
+                _log.warning("poll.failed", account=account, error=str(error))
+            else:
+                recovered += found
+                reached.append(second)
+        if recovered:
+            self._metrics.recovered.inc(recovered)
+            _log.warning("poll.recovered", events=recovered, hint="is the endpoint at Stripe all right?")
+        if failed is not None:
+            raise failed
+        if since is None:
+            self._metrics.polled_at.set(min(reached))
+        return recovered
+
+    async def _look(self, account: str | None, since: int | None) -> tuple[int, int]:
+        """How many events of one account were missing, and up to which second there is none."""
         recovered, reached = 0, 0
-        async for page in self._stripe.pages("/v1/events", {"created": {"gte": start}}):
+        async for page in self._pages(account, since):
             reached = reached or page.second
             for raw in page.items:
                 event = _known(raw)
                 recovered += event is not None and await self.offer(event, raw)
         if since is None:
-            await self._cursors.advance("events", reached)
-            self._metrics.polled_at.set(reached)
-        if recovered:
-            self._metrics.recovered.inc(recovered)
-            _log.warning("poll.recovered", events=recovered, hint="is the endpoint at Stripe all right?")
-        return recovered
+            await self._cursors.advance(_cursor(account), reached)
+        return recovered, reached
+
+    async def _pages(self, account: str | None, since: int | None) -> AsyncIterator[Page]:
+        start = since if since is not None else await self._start(account)
+        async for page in self._stripe.of(account).pages("/v1/events", {"created": {"gte": start}}):
+            yield page if account is None else Page([_of(account, raw) for raw in page.items], page.second)
 
     async def listed(self, since: int | None = None) -> AsyncIterator[tuple[StripeEnvelope, bytes]]:
         """The events `run` would offer, newest first. Errors as there."""
-        start = since if since is not None else await self._start()
-        async for page in self._stripe.pages("/v1/events", {"created": {"gte": start}}):
-            for raw in page.items:
-                event = _known(raw)
-                if event is not None:
-                    yield event, raw
+        for account in self._accounts:
+            async for page in self._pages(account, since):
+                for raw in page.items:
+                    event = _known(raw)
+                    if event is not None:
+                        yield event, raw
 
     async def offer(self, event: StripeEnvelope, raw: bytes) -> bool:
         """Store an event as the door would; whether it was missing.
@@ -101,11 +129,23 @@ class Poll:
             _log.error("poll.not_storable", event_id=event.id, type=event.type, error=str(error))
             return False
 
-    async def _start(self) -> int:
-        cursor = await self._cursors.get("events")
+    async def _start(self, account: str | None) -> int:
+        cursor = await self._cursors.get(_cursor(account))
         if cursor is None:
             return int((self._clock.now() - self._first).timestamp())
         return cursor - int(OVERLAP.total_seconds())
+
+
+def _cursor(account: str | None) -> str:
+    return "events" if account is None else f"events@{account}"
+
+
+def _of(account: str, raw: bytes) -> bytes:
+    """A connected account's event as a webhook brings it: asked for by header, it does not say whose it is.
+
+    Of two equal keys the last counts.
+    """
+    return b"%s,%s}" % (raw.rstrip()[:-1], msgspec.json.encode({"account": account})[1:-1])
 
 
 def _known(raw: bytes) -> StripeEnvelope | None:

@@ -31,8 +31,8 @@ from kgents_common.stored_message import StoredMessage
 RECONCILE_SUBSCRIPTIONS = "subscriptions"
 
 _APPLIED = """
-insert into billing.applied (event_id, type, outcome)
-select id, %(type)s, %(outcome)s from unnest(%(ids)s::text[]) as id order by id
+insert into billing.applied (event_id, type, outcome, about, second)
+select id, %(type)s, %(outcome)s, %(about)s, %(second)s from unnest(%(ids)s::text[]) as id order by id
 on conflict (event_id) do nothing returning event_id
 """
 _INSERT = """
@@ -213,7 +213,14 @@ class Store(Surroundings):
         ids = [event.id] if event.twin is None else [event.id, event.twin]
         noted = await (
             await connection.execute(
-                _APPLIED, {"ids": ids, "type": event.type, "outcome": decision.outcome.value}
+                _APPLIED,
+                {
+                    "ids": ids,
+                    "type": event.type,
+                    "outcome": decision.outcome.value,
+                    "about": about(event),
+                    "second": event.second,
+                },
             )
         ).fetchall()
         return len(noted) == len(ids)
@@ -320,6 +327,13 @@ class Store(Surroundings):
     ) -> None:
         burial = _burial(event.id, event.type, origin, decision.reason, detail)
         await bury(connection, "billing", [burial])
+
+
+def about(event: StripeEvent) -> list[str]:
+    """Every id by which an event may be looked for."""
+    said = hints(event)
+    named = (event.object_id, said.customer, said.subscription, said.payment, *said.references)
+    return sorted({name for name in named if name is not None})
 
 
 def _burial(event_id: str | None, event_type: str, origin: Origin, code: str, detail: str) -> Burial:
