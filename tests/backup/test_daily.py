@@ -23,13 +23,14 @@ from kgents_backup.handlers.schedule import daily, next_run
 from kgents_backup.model import segment
 from kgents_backup.model.faults import LockedError
 from kgents_backup.operations.daily import DailyOutcome, DailyRun
+from kgents_backup.operations.standing import Inspection
 from kgents_backup.operations.verifying import verify
 from kgents_backup.settings import BackupSettings
-from kgents_backup.sinks.store import ObjectStore
+from kgents_backup.sinks.store import DirectoryStore, ObjectStore, Vault
 from kgents_backup.sinks.store.sealing import new_key
 from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common import streams
-from kgents_common.clock import ManualClock
+from kgents_common.clock import ManualClock, SystemClock
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsServer, S3Server, free_port
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
@@ -89,7 +90,8 @@ async def test_a_daily_run_stores_uploads_drills_and_says_so(
         outcome = await backup.daily.run()
         assert outcome.failures == {}
         assert set(outcome.snapshots) == {"AGENTESE", "EVENTS"}
-        assert outcome.drills == {"AGENTESE": True, "EVENTS": True}
+        drilled = ("AGENTESE", "EVENTS", "offsite AGENTESE", "offsite EVENTS")
+        assert outcome.drills == dict.fromkeys(drilled, True)
         for vault in (backup.local, backup.vault("offsite")):
             catalogue = await vault.catalogue("AGENTESE")
             assert [s.id for s in catalogue.snapshots] == [outcome.snapshots["AGENTESE"]]
@@ -124,7 +126,15 @@ async def test_a_backup_that_lost_a_message_fails_its_drill(
         assert report.is_good
         with pytest.raises(Exception, match=r"live messages are missing in the backup, first \[8\]"):
             await backup.daily.drill("AGENTESE")
-    assert "drill.failed" in await facts(client)
+        there = Vault(DirectoryStore(backup.settings.directory, name="offsite"), backup.local.sealer)
+        with pytest.raises(Exception, match="live messages are missing in the backup"):
+            await backup.daily.drill("AGENTESE", there)
+        look = Inspection(
+            backup.client, [backup.local, there], ("AGENTESE",), SystemClock(), has_database=False
+        )
+        faults = [f.partition(" at ")[0] for f in (await look.look()).faults if "drill" in f]
+        assert faults == ["AGENTESE: the last drill failed", "offsite AGENTESE: the last drill failed"]
+    assert len((await facts(client))["drill.failed"]) == 2
 
 
 async def test_an_offsite_store_that_refuses_leaves_the_local_copy(
@@ -134,7 +144,7 @@ async def test_an_offsite_store_that_refuses_leaves_the_local_copy(
     wrong = offsite(s3_server, s3_store) | {"s3_secret_key": "wrong"}
     async with opened(settings_for(nats_url, tmp_path, streams="AGENTESE", **wrong)) as backup:
         outcome = await backup.daily.run()
-        assert {step.split(" ")[0] for step in outcome.failures} == {"upload", "verify", "prune"}
+        assert {step.split(" ")[0] for step in outcome.failures} == {"upload", "verify", "prune", "drill"}
         assert "403 Forbidden" in outcome.failures["upload"]
         assert outcome.drills == {"AGENTESE": True}
         report = await verify(backup.local, "AGENTESE")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.backup.conftest import open_s3
 
+from kgents_backup.cancelling import cancelled
 from kgents_backup.model.faults import CorruptError, LockedError, StoreError
 from kgents_backup.model.ports import Store
 from kgents_backup.sinks.store import DirectoryStore, Lease, Sealer, Vault
 from kgents_backup.sinks.store.sealing import load_keys, new_key
-from kgents_common.clock import ManualClock, SystemClock
+from kgents_common.clock import SystemClock
 from kgents_common.errors import ConfigurationError
 from kgents_devstack.servers import S3Server
 from kgents_devstack.waiting import reached as until
@@ -69,16 +71,19 @@ async def test_a_file_of_a_part_comes_back_the_same(each_store: Store) -> None:
 
 async def test_a_held_lock_refuses_and_a_dead_ones_ends(each_store: Store) -> None:
     """Rule: two runs never mix; a run that died holds the lock only until its lease ends."""
-    clock = ManualClock(datetime.now(UTC))
-    dead = Lease(each_store, "run", owner="dead", clock=clock)
+    clock, length = SystemClock(), timedelta(seconds=1)
+    dead = Lease(each_store, "run", owner="dead", clock=clock, length=length)
     await dead.acquire()
     with pytest.raises(LockedError, match="held by dead"):
-        await Lease(each_store, "run", owner="second", clock=clock).acquire()
-    clock.advance(timedelta(seconds=31))
-    with pytest.raises(LockedError, match="was lost"):
-        dead.check()
-    async with Lease(each_store, "run", owner="third", clock=clock) as third:
+        await Lease(each_store, "run", owner="second", clock=clock, length=length).acquire()
+    await cancelled(dead._renewing)
+    third = Lease(each_store, "run", owner="third", clock=clock, length=length)
+    await third.acquire_within(timedelta(seconds=60))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(third.release)
         third.check()
+        with pytest.raises(LockedError, match="was lost"):
+            dead.check()
         await dead.release()  # late, and not its own any more
         assert await each_store.get("locks/run.json")
     assert await each_store.list("locks/") == []

@@ -114,6 +114,20 @@ async def test_a_lock_whose_holder_is_dead_is_no_obstacle(tmp_path: Path) -> Non
         pass
 
 
+async def test_whoever_has_a_wrong_clock_takes_no_lock_from_the_living(tmp_path: Path) -> None:
+    """Rule: neither the holder's clock nor the reader's ends a lease; that nobody renews it does."""
+    store, length = DirectoryStore(tmp_path), timedelta(seconds=1.5)
+    async with Lease(store, "run", owner="living", clock=CLOCK, length=length) as living:
+        ahead = Shifted(timedelta(hours=1))
+        with pytest.raises(LockedError, match="held by living, which renews it: a clock is wrong"):
+            await Lease(store, "run", owner="ahead", clock=ahead, length=length).acquire()
+        living.check()
+    gone = {"owner": "gone", "token": "t", "until": datetime.now(UTC) - timedelta(days=1), "beat": 1}
+    await store.put("locks/run.json", msgspec.json.encode(gone))
+    async with Lease(store, "run", owner="me", clock=CLOCK, length=length) as mine:
+        mine.check()
+
+
 async def test_a_damaged_file_never_replaces_a_good_one(
     client: VerbatimClient, vault: Vault, offsite: Vault
 ) -> None:

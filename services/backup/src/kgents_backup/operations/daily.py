@@ -129,6 +129,9 @@ class DailyRun:
         for stream in self.streams:
             async with self._step(outcome, f"drill {stream}"):
                 outcome.drills[stream] = await self.drill(stream)
+            if self.offsite is not None:  # what is there must be enough by itself
+                async with self._step(outcome, f"drill {self.offsite.name} {stream}"):
+                    outcome.drills[f"{self.offsite.name} {stream}"] = await self.drill(stream, self.offsite)
         await self.announcer.announce(
             "run.failed" if outcome.failures else "run.completed",
             {"snapshots": outcome.snapshots, "uploaded": outcome.uploaded, "failures": outcome.failures},
@@ -209,26 +212,29 @@ class DailyRun:
             PermanentError: It did not pass.
             KgentsError: It could not be carried out.
         """
+        vault = vault or self.local
         try:
             async with scratch_server(self.drill_nats, self.drill_directory) as scratch:
                 report = await drill(
                     await self.client(),
                     scratch,
-                    vault or self.local,
+                    vault,
                     stream,
                     clock=self.clock,
                     progress=self.progress,
                 )
         except PermanentError as error:
-            await self.announcer.announce("drill.failed", {"stream": stream, "faults": [str(error)]})
-            await self._note_drill(stream, str(error))
+            facts = {"stream": stream, "store": vault.name, "faults": [str(error)]}
+            await self.announcer.announce("drill.failed", facts)
+            await self._note_drill(stream, vault, str(error))
             raise
-        await self._note_drill(stream, "; ".join(report.faults))
+        await self._note_drill(stream, vault, "; ".join(report.faults))
         await self.announcer.announce("drill.passed" if report.is_passed else "drill.failed", report.facts())
-        self.metrics.drill_restore_seconds.labels(stream).set(report.restore_seconds)
         if not report.is_passed:
             raise PermanentError("; ".join(report.faults))
-        self.metrics.drill_passed.labels(stream).set(self.clock.now().timestamp())
+        if vault.name == self.local.name:
+            self.metrics.drill_restore_seconds.labels(stream).set(report.restore_seconds)
+            self.metrics.drill_passed.labels(stream).set(self.clock.now().timestamp())
         return True
 
     async def _verify_dumps(self, vault: Vault) -> None:
@@ -236,8 +242,9 @@ class DailyRun:
         if not report.is_good:
             raise PermanentError("; ".join(report.faults))
 
-    async def _note_drill(self, stream: str, reason: str) -> None:
-        await self.local.write_document(drill_key(stream), DrillRecord(stream, self.clock.now(), reason))
+    async def _note_drill(self, stream: str, vault: Vault, reason: str) -> None:
+        record = DrillRecord(stream, self.clock.now(), reason)
+        await self.local.write_document(drill_key(stream, vault.name), record)
 
     async def _merge(self, stream: str, lease: Lease) -> None:
         now = self.clock.now()

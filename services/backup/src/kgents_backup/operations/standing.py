@@ -22,6 +22,7 @@ from kgents_common.errors import KgentsError
 # The daily run is made up for after 25 hours; one that failed leaves a day more.
 VERIFIED_WITHIN = timedelta(hours=50)
 DRILLED_WITHIN = timedelta(hours=50)
+LOCAL = "local"
 
 
 class DrillRecord(msgspec.Struct, frozen=True):
@@ -32,9 +33,9 @@ class DrillRecord(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-def drill_key(stream: str) -> str:
-    """Where it is stored."""
-    return f"drills/{stream}.json"
+def drill_key(stream: str, store: str) -> str:
+    """Where it is stored: always in the local store, whichever was drilled."""
+    return f"drills/{stream}.json" if store == LOCAL else f"drills/{stream}-{store}.json"
 
 
 @dataclass(slots=True)
@@ -124,14 +125,8 @@ class Inspection:
                     f"{stream}: a restore is under way since {record.began_at}, step {record.step}:"
                     " run it again, or `restore --undo`"
                 )
-            with contextlib.suppress(CorruptError):
-                drill = await local.read_document(drill_key(stream), DrillRecord)
-                if drill.reason:
-                    found.faults.append(
-                        f"{stream}: the last drill failed at {drill.at:%F %T}: {drill.reason}"
-                    )
-                elif self.clock.now() - drill.at > DRILLED_WITHIN:
-                    found.faults.append(f"{stream}: the last drill was at {drill.at:%F %T}")
+            for vault in self.vaults:
+                await self._drilled(local, stream, vault.name, found)
             info = await stream_info(client, stream)
             if info is None:
                 found.faults.append(
@@ -151,3 +146,12 @@ class Inspection:
         for lock in await locks(local.store):
             state = "its process is gone" if lock.is_dead else f"until {lock.until:%F %T}"
             found.notes.append(f"lock {lock.name}: held by {lock.owner}, {state}")
+
+    async def _drilled(self, local: Vault, stream: str, store: str, found: Standing) -> None:
+        with contextlib.suppress(CorruptError):
+            drill = await local.read_document(drill_key(stream, store), DrillRecord)
+            where = stream if store == LOCAL else f"{store} {stream}"
+            if drill.reason:
+                found.faults.append(f"{where}: the last drill failed at {drill.at:%F %T}: {drill.reason}")
+            elif self.clock.now() - drill.at > DRILLED_WITHIN:
+                found.faults.append(f"{where}: the last drill was at {drill.at:%F %T}")

@@ -147,12 +147,10 @@ async def _consumers(
             "consumers stand where they stood at the snapshot: what they handled after it comes to them"
             " again, and their keys make that harmless"
         )
-    if prepared.manifest is None:
+    durable = [c for c in answer.get("consumers") or [] if c["config"].get("durable_name")]
+    if prepared.manifest is None and not durable:
         report.notes.append(
-            "no snapshot was used: apply the streams' consumers again, they start from the first"
+            "no snapshot was used, and no segment knew a consumer: apply the streams' consumers again, they"
+            " start from the first"
         )
-    return [
-        (c["name"], int(c["ack_floor"]["stream_seq"]))
-        for c in answer.get("consumers") or []
-        if c["config"].get("durable_name")
-    ]
+    return [(c["name"], int(c["ack_floor"]["stream_seq"])) for c in durable]

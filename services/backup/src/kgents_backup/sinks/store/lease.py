@@ -3,9 +3,9 @@
 Whoever holds it renews it every third of its length. One that could not renew in time must publish nothing
 more: `check` is asked right before every manifest, segment and deletion.
 
-No wall clock but our own decides that another is dead: a lease whose file did not change for its whole length
-while we looked is over, whatever time its holder believed it was. One whose process is surely dead (it ran
-on this machine) is over at once.
+No wall clock decides that another is dead, neither its own nor ours: a lease whose file did not change for
+its whole length while we looked is over. What the file says of its end only tells whether looking is worth
+the wait. One whose process is surely dead (it ran on this machine) is over at once.
 """
 
 from __future__ import annotations
@@ -77,33 +77,48 @@ class Lease:
             )
 
     async def acquire(self) -> None:
-        """Take it.
+        """Take it; where it seems to have ended, after looking for as long as it lasts whether it did.
 
         Raises:
             LockedError: Somebody else holds it.
             StoreError: The store does not answer.
         """
+        is_watching = False
         started = self._clock.monotonic()
-        if not await self._store.create(self._key, self._content()):
+        while not await self._store.create(self._key, self._content()):
             try:
                 found = await self._store.get_versioned(self._key)
             except FileNotFoundError:
                 raise LockedError(f"the lock {self._name} just changed hands", hint="try again") from None
             holder = _read(found.data)
-            if holder is not None and not self._is_over(holder, found.version):
-                left = (holder.until - self._clock.now()).total_seconds()
-                raise LockedError(
-                    f"the lock {self._name} is held by {holder.owner} for {left:.0f} s more",
-                    hint="wait; a run that died lets go when its lease ends"
-                    if left <= 2 * self._length.total_seconds()
-                    else "its clock is ahead of ours: wait half a minute and try again, or"
-                    f" `kgents-backup unlock {self._name}` if it is dead",
-                )
-            if not await self._store.replace(self._key, self._content(), found.version):
-                raise LockedError(f"the lock {self._name} was taken at the same moment", hint="try again")
-            _log.info("lease.taken_over", lock=self._name, from_owner=holder.owner if holder else "?")
+            is_watched_anew = self._seen is None or self._seen[0] != found.version
+            if holder is None or self._is_over(holder, found.version):
+                if not await self._store.replace(self._key, self._content(), found.version):
+                    raise LockedError(f"the lock {self._name} was taken at the same moment", hint="try again")
+                _log.info("lease.taken_over", lock=self._name, from_owner=holder.owner if holder else "?")
+                break
+            left = (holder.until - self._clock.now()).total_seconds()
+            if left > 0 or (is_watched_anew and is_watching):
+                raise self._refused(holder, left)
+            is_watching = True
+            await asyncio.sleep(self._length.total_seconds() / 30)
+            started = self._clock.monotonic()
         self._held_until = started + self._length.total_seconds()
         self._renewing = asyncio.create_task(self._renew(), name=f"lease.{self._name}")
+
+    def _refused(self, holder: _Holder, left: float) -> LockedError:
+        if left <= 0:
+            return LockedError(
+                f"the lock {self._name} is held by {holder.owner}, which renews it: a clock is wrong",
+                hint="compare this machine's clock with the holder's; wait until it lets go",
+            )
+        return LockedError(
+            f"the lock {self._name} is held by {holder.owner} for {left:.0f} s more",
+            hint="wait; a run that died lets go when its lease ends"
+            if left <= 2 * self._length.total_seconds()
+            else "its clock is ahead of ours: wait half a minute and try again, or"
+            f" `kgents-backup unlock {self._name}` if it is dead",
+        )
 
     async def acquire_within(self, patience: timedelta) -> None:
         """Take it as soon as its holder lets go, or is known to be dead.
@@ -163,8 +178,6 @@ class Lease:
 
     def _is_over(self, holder: _Holder, version: str) -> bool:
         if holder.process is not None and holder.process.is_surely_dead():
-            return True
-        if self._clock.now() >= holder.until:
             return True
         now = self._clock.monotonic()
         if self._seen is None or self._seen[0] != version:
