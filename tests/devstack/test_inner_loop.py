@@ -60,6 +60,10 @@ class Service:
     def __init__(self) -> None:
         self.restarts = 0
         self.is_broken = False
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
 
     def restart(self) -> None:
         self.restarts += 1
@@ -89,6 +93,7 @@ def test_an_edit_that_does_not_start_is_told_and_the_next_is_tried(package: Path
     os.utime(package / "__init__.py", ns=(2, 2))
     reload.look()
     assert "SyntaxError" in told.getvalue()
+    assert stack.made.is_stopped  # what was stopped is not begun anew before the next edit
     stack.made.is_broken = False
     os.utime(package / "__init__.py", ns=(3, 3))
     reload.look()

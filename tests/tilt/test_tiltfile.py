@@ -17,7 +17,7 @@ import starlark
 import yaml
 
 from kgents_devstack.__main__ import CONTROLS
-from kgents_devstack.apart import OPERATIONS_PORTS, PORTS
+from kgents_devstack.ports import OPERATIONS, SERVICES
 from kgents_devstack.stack import EVERYTHING
 
 ROOT = Path(__file__).parents[2]
@@ -326,10 +326,10 @@ def test_processes_are_the_devstacks_and_wait_for_its_servers(as_processes: Tilt
         one = resources[name]
         assert one["serve_cmd"] == f".venv/bin/python -m kgents_devstack service {name}"
         assert one["resource_deps"] == ["servers"]
-        assert one["readiness_probe"]["http_get"]["port"] == PORTS[name]
+        assert one["readiness_probe"]["http_get"]["port"] == SERVICES[name]
         assert "libs/common/src" in one["deps"]
     [link] = resources["api"]["links"]
-    assert str(OPERATIONS_PORTS["api"]) in link["url"]
+    assert str(OPERATIONS["api"]) in link["url"]
 
 
 def test_every_command_of_a_button_exists(as_processes: Tilt, on_cluster: Tilt) -> None:

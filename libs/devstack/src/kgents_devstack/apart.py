@@ -15,18 +15,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kgents_devstack import ports
+from kgents_devstack.keeper import Keeper
 from kgents_devstack.servers import StartError
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions, passed_on
 
 DIRECTORY = Path(".kgents") / "apart"
 UP_DIRECTORY = Path(".kgents") / "up"
-# The ports that images have: the addresses stand in Tilt's links before anything runs.
-PORTS = {"api": 8000, "metering": 8001, "reads": 8011, "billing": 8002, "backup": 8003, "agents": 8004}
-OPERATIONS_PORTS = {name: port + 1000 for name, port in PORTS.items()}
 FILE = "services.json"
 STACK_FILE = "stack.json"
 OPERATED = ("api", "metering", "billing", "backup")
 WAIT_SECONDS = 300.0
+LOOK_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,9 @@ def run_servers(directory: Path | None, *, without: str | None = None) -> int:
         elsewhere=tuple(name for name in EVERYTHING if name not in services),
         environment=passed_on(os.environ),
         keeps=True,
-        ports=PORTS,
-        operations_ports=OPERATIONS_PORTS,
+        # The addresses stand in Tilt's links before anything runs.
+        ports=ports.SERVICES,
+        operations_ports=ports.OPERATIONS,
     )
     try:
         stack = Stack(chosen, options)
@@ -61,8 +62,10 @@ def run_servers(directory: Path | None, *, without: str | None = None) -> int:
             stack.start()
             _write(stack, chosen)
             console.print(f"servers are up; files in {chosen}", highlight=False)
+            keeper = Keeper(stack.processes, console.print, on_begun=lambda: write_about(stack, chosen))
             while True:
-                time.sleep(3600)
+                keeper.look()
+                time.sleep(LOOK_SECONDS)
         except KeyboardInterrupt:
             console.print("stopping …")
         finally:

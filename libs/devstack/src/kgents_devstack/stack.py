@@ -19,6 +19,7 @@ from kgents_common.access import accounts, seeds
 from kgents_devstack import kept
 from kgents_devstack.openmeter import OpenMeterStandIn
 from kgents_devstack.servers import NatsServer, PostgresServer, ValkeyServer, apply_streams
+from kgents_devstack.servers.process import Server
 from kgents_devstack.services import ServiceProcess
 
 STREAM_BYTES = 2 * 1024**3
@@ -42,7 +43,7 @@ class StackOptions:
         sync_always: See `NatsServer`.
         webhook_secrets: More secrets that Stripe's webhooks may be signed with, comma-separated.
         elsewhere: Services that somebody else runs, on the ports that `ports` names.
-        ports: By service name, where it listens; a free port where none is named.
+        ports: By name of a service or server, where it listens; a free port where none is named.
         operations_ports: The same for the operators' ports.
         needs_database: Off, no Postgres is started: for services that have none.
         keeps: The directory may hold a stack already: go on with its keys, its data and what OpenMeter has.
@@ -97,6 +98,12 @@ class Stack:
             keeps=self.options.keeps,
             dedupe_window_seconds=self.options.openmeter_dedupe_seconds,
         )
+        named = self.options.ports
+        self.nats.port = named.get("nats", self.nats.port)
+        self.nats.monitor_port = named.get("nats-monitor", self.nats.monitor_port)
+        self.valkey.port = named.get("redis", self.valkey.port)
+        self.postgres.port = named.get("postgres", self.postgres.port)
+        self.openmeter.port = named.get("openmeter", self.openmeter.port)
         self.database_url = ""
         self.redis_url = ""
         self.keys: dict[str, str] = {}
@@ -139,6 +146,11 @@ class Stack:
     def services(self) -> Sequence[ServiceProcess]:
         """All that run."""
         return tuple(self._services.values())
+
+    @property
+    def processes(self) -> Sequence[Server]:
+        """All that it started: servers and stand-ins, then services."""
+        return (self.nats, self.postgres, self.valkey, self.openmeter, *self.services)
 
     def service(self, name: str) -> ServiceProcess:
         """A service of this stack."""

@@ -6,16 +6,19 @@ import os
 import shutil
 import time
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import psycopg
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from kgents_devstack import kept
+from kgents_devstack import kept, ports
 from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY, write_about
 from kgents_devstack.demo.watch import ledger_counts, stream_messages
+from kgents_devstack.keeper import Keeper
 from kgents_devstack.page import PageServer
 from kgents_devstack.servers import StartError
 from kgents_devstack.sources import SourceWatch
@@ -74,6 +77,17 @@ def _run(
 ) -> None:
     if service is not None and service not in EVERYTHING:
         raise StartError(f"unknown service {service}; known: {', '.join(EVERYTHING)}")
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    if fresh:
+        forget(Stack(chosen))
+    again = "again " if (chosen / "identity.json").exists() else ""
+    say(f"starting {again}in {chosen} …")
+    with kept.alone(chosen):
+        # A stack that runs here holds its ports: they are asked for by whoever has the directory.
+        chosen_ports = ports.choose(chosen, say)
     environment = passed_on(os.environ)
     if "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ:
         environment = page.traced(environment, EVERYTHING)
@@ -84,21 +98,20 @@ def _run(
             environment=environment,
             webhook_secrets=os.environ.get("STRIPE_WEBHOOK_SECRETS", ""),
             keeps=True,
+            ports=chosen_ports,
+            operations_ports={name: chosen_ports[ports.of_operators(name)] for name in EVERYTHING},
         ),
     )
-    if fresh:
-        forget(stack)
-    again = "again " if (chosen / "identity.json").exists() else ""
-    console.print(f"starting {again}in {chosen} …", highlight=False)
     try:
         stack.start()
         page.show(stack)
         write_about(stack, chosen)
-        console.print(what_to_try(stack, page.url), highlight=False, markup=False, soft_wrap=True)
+        say(what_to_try(stack, page.url))
         if opens_page:
             page.play()
             webbrowser.open(page.url)
-        _watch(console, stack, Reload(console, stack, service) if service else None)
+        keeper = Keeper(stack.processes, say, on_begun=lambda: write_about(stack, chosen))
+        _watch(console, stack, [keeper, *([Reload(console, stack, service)] if service else [])])
     except KeyboardInterrupt:
         console.print("\nstopping …")
     finally:
@@ -196,40 +209,41 @@ class Reload:
         try:
             self._service.restart()
         except StartError as error:
+            self._service.stop()  # until the next edit, nobody begins it anew
             self._console.print(str(error), style="red", highlight=False, markup=False)
         else:
             seconds = time.monotonic() - began
             self._console.print(f"{self._service.name} serves the new source after {seconds:.1f} s")
 
 
-def _watch(console: Console, stack: Stack, reload: Reload | None) -> None:
+def _watch(console: Console, stack: Stack, looking: Sequence[Keeper | Reload]) -> None:
     before: dict[str, int] = {}
     if not console.is_terminal:
         while True:
             counts = _counts(stack)
             console.print("  ".join(f"{name}={counts[name]}" for name, _ in ROWS), highlight=False)
-            _rest(PLAIN_SECONDS, reload)
+            _rest(PLAIN_SECONDS, looking)
     with Live(console=console, auto_refresh=False) as live:
         while True:
             counts = _counts(stack)
             live.update(_table(counts, before), refresh=True)
             before = counts
-            _rest(REFRESH_SECONDS, reload)
+            _rest(REFRESH_SECONDS, looking)
 
 
-def _rest(seconds: float, reload: Reload | None) -> None:
-    """Until the next line; sources are looked at meanwhile."""
+def _rest(seconds: float, looking: Sequence[Keeper | Reload]) -> None:
+    """Until the next line; processes and sources are looked at meanwhile."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        if reload is not None:
-            reload.look()
+        for one in looking:
+            one.look()
         time.sleep(min(left, LOOK_SECONDS))
 
 
 def _counts(stack: Stack) -> dict[str, int]:
     try:
         return {"stream": stream_messages(stack), **ledger_counts(stack.database_url)}
-    except (psycopg.Error, OSError, KeyError, StopIteration):
+    except (psycopg.Error, httpx.HTTPError, OSError, ValueError, LookupError, StopIteration):
         return {name: 0 for name, _ in ROWS}
 
 

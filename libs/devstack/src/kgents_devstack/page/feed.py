@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-import nats
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from kgents_common import subjects
+from kgents_common.connection import Client
 
 KEPT = 60
 LISTENER_BUFFER = 500
@@ -34,8 +33,10 @@ class Feed:
 
     async def start(self, url: str) -> None:
         """Begin to follow."""
-        self._client = await nats.connect(
-            url, max_reconnect_attempts=-1, reconnect_time_wait=0.5, error_cb=_is_told_elsewhere
+        # Whatever anybody published, a subject that is no text included, ends nothing here.
+        self._client = Client()
+        await self._client.connect(
+            url, max_reconnect_attempts=-1, reconnect_time_wait=1, error_cb=_is_told_elsewhere
         )
         for kind, subject in SUBJECTS.items():
             await self._client.subscribe(subject, cb=self._hearing(kind))

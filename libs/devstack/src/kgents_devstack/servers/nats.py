@@ -158,9 +158,7 @@ class NatsCluster:
     def start(self) -> Self:
         """Start every node, then wait for a JetStream leader."""
         for node in self.nodes:  # a node of a cluster is healthy only once the others are there
-            node.directory.mkdir(parents=True, exist_ok=True)
-            node._prepare()
-            node._spawn()
+            node.begin()
         for node in self.nodes:
             node._wait_until_ready()
         return self

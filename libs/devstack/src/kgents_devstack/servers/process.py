@@ -44,8 +44,7 @@ def free_port() -> int:
     Raises:
         StartError: None was found.
     """
-    locks = Path(tempfile.gettempdir()) / f"kgents-ports-{os.getuid()}"
-    locks.mkdir(mode=0o700, exist_ok=True)
+    locks = _locks()
     for _ in range(PORT_TRIES):
         port = random.randrange(LOWEST_PORT, _first_ephemeral())
         if port not in _reserved and _reserve(port, locks):
@@ -53,11 +52,24 @@ def free_port() -> int:
     raise StartError("no free loopback port was found")
 
 
-def _reserve(port: int, locks: Path) -> bool:
+def reserve_port(port: int) -> bool:
+    """Whether this loopback TCP port is this process's own now, as `free_port` gives one."""
+    return port in _reserved or _reserve(port, _locks(), may_linger=True)
+
+
+def _locks() -> Path:
+    locks = Path(tempfile.gettempdir()) / f"kgents-ports-{os.getuid()}"
+    locks.mkdir(mode=0o700, exist_ok=True)
+    return locks
+
+
+def _reserve(port: int, locks: Path, *, may_linger: bool = False) -> bool:
     lock = (locks / str(port)).open("wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with socket.socket() as probe:
+            if may_linger:  # connections of a server that has ended do not keep the next one from its port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
     except OSError:
         lock.close()
@@ -110,6 +122,11 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def exit_code(self) -> int | None:
+        """What it ended with by itself; None while it runs, before it was started, once it was stopped."""
+        return self._process.poll() if self._process is not None else None
+
+    @property
     def log_path(self) -> Path:
         """Where it writes what it has to say."""
         return self.directory / f"{self.name}.log"
@@ -121,11 +138,19 @@ class Server:
             StartError: It ended, or was not ready in time.
         """
         if not self.is_running:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._prepare()
-            self._spawn()
+            self.begin()
             self._wait_until_ready()
         return self
+
+    def begin(self) -> None:
+        """Start it, and wait for nothing.
+
+        Raises:
+            StartError: It cannot be started.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._prepare()
+        self._spawn()
 
     def stop(self) -> None:
         """Ask it to end, and wait; what does not end in time is killed."""
