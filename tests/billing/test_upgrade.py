@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
+from kgents_billing.handlers.process import NeedsKeyError
 from kgents_billing.model.decision import Outcome
+from kgents_billing.model.entries import sums
 from kgents_billing.model.ownership import Kind, history
 from kgents_billing.sinks.store.assign import Assignments
+from kgents_billing.sinks.store.entries import Entries
 from kgents_devstack.stripe import START, snapshot
 
-from .test_facts_of_every_type import dispute, invoice, refund, session
-from .told import ToldBilling, told_billing
+from .test_facts_of_every_type import dispute, invoice, invoice_payment, refund, session
+from .told import KnownStripe, ToldBilling, told_billing
 
 BEFORE = json.loads((Path(__file__).parent / "ledger_of_the_first_schema.json").read_text())
 FIRST = "0001_billing.sql"
@@ -100,6 +104,36 @@ async def test_what_comes_later_is_told_as_it_would_have_been(database_url: str)
             ("refund", "re_1", "succeeded", -300),
             ("refund", "re_2", "failed", 0),
         ]
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+async def test_a_checkout_of_before_and_its_later_invoice_are_one_payment(
+    database_url: str, has_key: bool
+) -> None:
+    """Rule: the first version told a checkout also where it had an invoice: that invoice, paid after the
+    upgrade, is told no second time; another over as much is; without a key an operator is asked."""
+    restore(database_url)
+    stripe = KnownStripe()
+    stripe.objects["/v1/checkout/sessions/cs_2"] = (session(id="cs_2", invoice="in_of_cs"), START)
+    once = {"currency": "eur", "amount_paid": 500, "parent": None, "metadata": {"tenant_id": "acme"}}
+
+    def paid(name: str) -> bytes:
+        return snapshot("invoice.paid", invoice(id=name, **once), second=START + 60)
+
+    async with told_billing(database_url, stripe if has_key else None) as billing:
+        before = await billing.facts()
+        if not has_key:
+            with pytest.raises(NeedsKeyError, match="only Stripe can tell"):
+                await billing.take(paid("in_of_cs"))
+            assert await billing.facts() == before
+            return
+        assert (await billing.take(paid("in_of_cs"))).facts == 0
+        part = invoice_payment(invoice="in_of_cs", currency="eur", amount_paid=500)
+        await billing.take(snapshot("invoice_payment.paid", part, second=START + 61))
+        known = sums(await Entries(billing.pool).of_payment("in_of_cs"))
+        assert [whole.balance for whole in known if whole.currency == "eur"] == [500]
+        assert (await billing.take(paid("in_other"))).facts == 1
+        assert set(await billing.facts()) - set(before) == {"inv.payment:inpay_1", "pay.ok:in_other"}
 
 
 async def test_who_owned_what_is_known_after_the_upgrade(database_url: str) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from kgents_billing.handlers.objects import LISTED, Json, Processes, tell_object
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Known, Options, decide
-from kgents_billing.model.entries import Entry, EntryKind
+from kgents_billing.model.entries import Entry, EntryKind, is_one_off
 from kgents_billing.model.event import reference
 from kgents_billing.sinks.store.entries import Entries
 from kgents_billing.sinks.stripe_api import StripeApi
@@ -130,6 +130,8 @@ class MoneyCheck:
     async def _differs(self, wanted: Entry) -> list[str]:
         known = await self._entries.get(wanted.kind, wanted.id)
         name = f"{wanted.kind.value} {wanted.id}"
+        if known is None and is_one_off(wanted) and await self._entries.paid_by([wanted.id]) is not None:
+            return []  # the first version told its checkout
         if known is None:
             return [f"{name}: no entry; Stripe says {wanted.state} {_money(wanted)}"]
         found = []

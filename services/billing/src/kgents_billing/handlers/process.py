@@ -12,7 +12,8 @@ from kgents_billing.handlers.payers import Payers
 from kgents_billing.metrics import Metrics
 from kgents_billing.model import event as events
 from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
-from kgents_billing.model.event import StripeEvent
+from kgents_billing.model.entries import Entry, is_one_off
+from kgents_billing.model.event import StripeEvent, reference
 from kgents_billing.model.event_map import Handling, handling, is_known
 from kgents_billing.model.projection import State
 from kgents_billing.model.tenant import Hints, hints
@@ -49,6 +50,9 @@ class CommitsDecisions(Protocol):
 
     async def known(self, event_ids: list[str], said: Hints) -> Known:
         """What is known about an event's surroundings."""
+
+    async def checkouts_of_before(self, paid: Entry, tenant: str) -> list[str]:
+        """Checkouts that the first version told, and that may be this invoice."""
 
     async def only_open(self, state: State) -> State:
         """The state, naming no tenant that nobody opened."""
@@ -194,6 +198,33 @@ class Processor:
             else:
                 state = await self._store.only_open(fetched.state)
                 decision = settle(decision, replace(fetched, state=state), event)
+        return await self._without_told(decision, event)
+
+    async def _without_told(self, decision: Decision, event: StripeEvent) -> Decision:
+        """The decision, or, of an invoice whose checkout the first version told as the payment, its names."""
+        for paid in decision.entries:
+            if not is_one_off(paid):
+                continue
+            for session in await self._store.checkouts_of_before(paid, decision.tenant or ""):
+                if self._stripe is None:
+                    raise NeedsKeyError(
+                        "the first version told a checkout that may be this invoice: only Stripe can tell",
+                        hint="set STRIPE_API_KEY, replay it",
+                    )
+                try:
+                    asked = self._stripe.of(event.account)
+                    made = (await asked.get(_PATHS["checkout.session"] + session)).data
+                except MissingObjectError:
+                    continue
+                if reference(made.get("invoice")) == paid.id:
+                    names = dict(decision.payment_names) | {paid.id: paid.id}
+                    return replace(
+                        decision,
+                        facts=[],
+                        entries=(),
+                        payment_names=tuple((name, session) for name in names),
+                        notes=(*decision.notes, "told_as_checkout"),
+                    )
         return decision
 
     def _note(self, event: StripeEvent, committed: Committed) -> Committed:

@@ -38,6 +38,8 @@ RANKS: Mapping[EntryKind, tuple[str, ...]] = {
     EntryKind.DISPUTE: ("withdrawn", "reinstated"),
     EntryKind.CREDIT_NOTE: ("issued", "void"),
 }
+# What says what was paid in all.
+_TOTALS = (EntryKind.INVOICE, EntryKind.CHECKOUT)
 # States in which an entry moved money at Stripe: a refund is taken from the balance while it is pending.
 IN_BALANCE = frozenset({"uncollectible", "paid", "pending", "succeeded", "withdrawn", "reinstated"})
 
@@ -92,6 +94,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return mark.amount - mark.outside if self.state in IN_BALANCE else 0
 
 
+def is_one_off(entry: Entry) -> bool:
+    """Whether it is a paid invoice that no subscription made, as a checkout's is."""
+    is_paid = entry.kind is EntryKind.INVOICE and "paid" in entry.seen
+    return is_paid and "subscription" not in entry.seen["paid"].data
+
+
 def merged(known: Entry | None, new: Entry) -> Entry:
     """An entry with the states of both; of one state, what was known first."""
     return new if known is None else msgspec.structs.replace(known, seen={**new.seen, **known.seen})
@@ -114,21 +122,21 @@ class Sums:
 def sums(entries: Sequence[Entry]) -> list[Sums]:
     """What the entries of one payment come to, by currency.
 
-    An invoice says what was paid in all, its payments what each of them was: of the first only what no
-    payment tells is counted.
+    An invoice (or a checkout) says what was paid in all, its payments what each of them was: of the first
+    only what no payment tells is counted.
     """
     found = []
     for currency in sorted({entry.currency for entry in entries}):
         of = [entry for entry in entries if entry.currency == currency]
         parts = [e.seen[e.state] for e in of if e.kind is EntryKind.INVOICE_PAYMENT]
-        totals = [e.seen[e.state] for e in of if e.kind is EntryKind.INVOICE and e.state in IN_BALANCE]
+        totals = [e.seen[e.state] for e in of if e.kind in _TOTALS and e.state in IN_BALANCE]
         part, part_outside = sum(m.amount for m in parts), sum(m.outside for m in parts)
         total, total_outside = sum(m.amount for m in totals), sum(m.outside for m in totals)
         received, outside = max(total, part), max(total_outside, part_outside)
         others = sum(
             e.in_balance
             for e in of
-            if e.kind not in (EntryKind.INVOICE, EntryKind.INVOICE_PAYMENT, EntryKind.CREDIT_NOTE)
+            if e.kind not in (*_TOTALS, EntryKind.INVOICE_PAYMENT, EntryKind.CREDIT_NOTE)
         )
         found.append(Sums(currency, received - outside + others, outside))
     return found

@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.model.decision import Known
+from kgents_billing.model.entries import Entry
 from kgents_billing.model.ownership import NOW, Kind
 from kgents_billing.model.projection import State
 from kgents_billing.model.subscription import Ownership, Subscription
@@ -25,6 +26,16 @@ select who.id, customer.tenant
 from (select coalesce(
     %(customer)s, (select customer from billing.reference where id = any(%(references)s) order by id limit 1)
 ) as id) as who left join billing.customer using (id)
+"""
+
+
+_DAY = 86_400
+_OF_BEFORE = """
+select id from billing.entry
+where tenant = %(tenant)s and second between %(since)s and %(until)s and kind = 'checkout'
+    and currency = %(currency)s and (seen #>> '{paid,amount}')::bigint = %(amount)s
+    and exists (select from billing.fact where key = 'pay:' || entry.id and type = 'payment.success')
+order by second, id
 """
 
 
@@ -87,6 +98,29 @@ class Surroundings:
             unknown=unknown,
             payment_tenant=paid_by,
         )
+
+    async def checkouts_of_before(self, paid: Entry, tenant: str) -> list[str]:
+        """Checkouts that the first version told as payments, over as much, about when this invoice was paid.
+
+        It told of a checkout also where that had an invoice, which tells by itself since.
+
+        Raises:
+            TransientError: Postgres is away.
+        """
+        mark = paid.seen["paid"]
+        with transient_errors():
+            async with self._pool.connection() as connection:
+                found = await connection.execute(
+                    _OF_BEFORE,
+                    {
+                        "tenant": tenant,
+                        "currency": paid.currency,
+                        "amount": mark.amount,
+                        "since": mark.second - _DAY,
+                        "until": mark.second + _DAY,
+                    },
+                )
+                return [row[0] for row in await found.fetchall()]
 
     async def only_open(self, state: State) -> State:
         """The state, naming no tenant where it names one that nobody opened.
