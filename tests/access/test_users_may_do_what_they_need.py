@@ -57,6 +57,8 @@ TABLE: dict[str, set[str]] = {
     "$JS.SNAPSHOT.ACK.AGENTESE.x.1": {"backup"},
     f"{A}.CONSUMER.CREATE.AGENTESE": set(),
     f"{A}.CONSUMER.DURABLE.CREATE.AGENTESE.metering": set(),
+    f"{A}.CONSUMER.CREATE.AGENTESE.metering.>": {"metering", "streams"},
+    # The release before puts its consumer back so.
     f"{A}.CONSUMER.CREATE.AGENTESE.metering.agentese.>": {"metering", "streams"},
     f"{A}.CONSUMER.CREATE.AGENTESE.metering": set(),
     f"{A}.CONSUMER.CREATE.AGENTESE.forward-1.agentese.acme.>": {"api", "backup", "streams"},

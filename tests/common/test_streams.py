@@ -22,6 +22,7 @@ from kgents_common.streams import AGENTESE, EVENTS, RefusedChangeError, StreamSp
 from kgents_common.streams.fill import StreamFill
 from kgents_common.telemetry import new_registry
 from kgents_devstack.fixtures import remove_streams
+from kgents_devstack.raw_nats import RawPublisher
 from kgents_devstack.servers import NatsServer
 
 SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
@@ -145,6 +146,37 @@ async def test_heartbeats_leave_the_stream_of_the_version_before_and_nothing_els
     assert (await jetstream.stream_info("EVENTS")).state.messages == 2
     with pytest.raises(nats.js.errors.NoStreamResponseError):
         await jetstream.publish("events.heartbeat.api.i1", b"{}")
+
+
+async def test_the_worker_of_the_version_before_is_given_everything_in_its_place(client: Client) -> None:
+    """Rule: its consumer's filter is widened where it stands: nothing is skipped and nothing comes again."""
+    before = replace(streams.METERING, filter_subject="agentese.>")
+    await streams.apply(client, await streams.plan(client, streams=SMALL, consumers=(before,)))
+    jetstream = client.jetstream()
+    for number in range(3):
+        await jetstream.publish("agentese.acme.x", b"%d" % number)
+    pull = await jetstream.pull_subscribe_bind("metering", "AGENTESE")
+    for message in await pull.fetch(2):
+        await message.ack_sync()
+
+    changes = await streams.ensure(client, streams=SMALL)
+    assert [str(one).split()[0] for one in changes if "AGENTESE/metering" in str(one)] == ["update"]
+    assert kinds(await streams.plan(client, streams=SMALL)) == {"unchanged"}
+    async with RawPublisher(client.connected_url.geturl()) as raw:
+        raw.publish(b"agentese.acme.\x7f", b"3")
+        await raw.settle()
+    await jetstream.publish("agentese.acme.x", b"4")
+    found: list[bytes] = []
+    while len(found) < 3:
+        found += [message.data for message in await pull.fetch(3, timeout=60)]
+    assert found == [b"2", b"3", b"4"]
+
+
+async def test_any_other_filter_stays_refused(client: Client) -> None:
+    """Rule: a filter that changes otherwise would skip or repeat messages."""
+    await streams.ensure(client, streams=SMALL)
+    narrower = replace(streams.METERING, filter_subject="agentese.acme.>")
+    assert "refuse" in kinds(await streams.plan(client, streams=SMALL, consumers=(narrower,)))
 
 
 async def test_no_other_subject_may_leave(client: Client) -> None:

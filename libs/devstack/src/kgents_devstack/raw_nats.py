@@ -9,8 +9,16 @@ from urllib.parse import urlsplit
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"name":"raw"}\r\n'
 
-# Subjects and header blocks that a server stores and delivers, and that nats-py 2.16 cannot read.
-UNREADABLE_SUBJECTS = (b"\xff\xfe", b"nul\x00", b"vertical\x0btab", b"form\x0cfeed", b"next\xc2\x85line")
+# Subjects and header blocks that a server stores, and that nats-py 2.16 cannot read; the first subject a
+# server up to 2.15.1 at least keeps in no index.
+UNREADABLE_SUBJECTS = (
+    b"\x7fdelete",
+    b"\xff\xfe",
+    b"nul\x00",
+    b"vertical\x0btab",
+    b"form\x0cfeed",
+    b"next\xc2\x85line",
+)
 UNREADABLE_HEADERS = (
     b"NATS/1.0",
     b"NATS/1.0 ",

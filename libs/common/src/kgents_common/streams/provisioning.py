@@ -165,7 +165,9 @@ async def _plan_consumer(client: Client, spec: ConsumerSpec) -> Change:
     differing = _differing(current, wanted)
     if not differing:
         return Change("unchanged", what)
-    if differing.keys() & {"deliver_policy", "ack_policy", "filter_subject"}:
+    # A wider filter delivers what comes from now on; what the narrower one passed over stays behind.
+    is_widened = current.get("filter_subject") in spec.widened_from
+    if differing.keys() & {"deliver_policy", "ack_policy", *(() if is_widened else ("filter_subject",))}:
         return Change("refuse", what, differing, "would skip or repeat messages")
     return Change(
         "update",
