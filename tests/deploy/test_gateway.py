@@ -40,6 +40,7 @@ REQUESTS = [
     ("conflicts", "GET", "/v1/conflicts/1", "kgent-metering-reads"),
     ("conflicts", "GET", "/v1/bad-events", "kgent-metering-reads"),
     ("counted-events", "GET", "/api/v1/events", "kgent-metering-reads"),
+    ("counted-events", "GET", "/api/v2/events", "kgent-metering-reads"),
     ("subscription", "GET", "/v1/billing/subscription", "kgent-billing"),
     ("entitlements", "GET", "/v1/billing/entitlements", "kgent-billing"),
     ("entries", "GET", "/v1/billing/entries", "kgent-billing"),

@@ -36,6 +36,8 @@ def test_the_sdk_works_with_one_endpoint(make_system: Callable[..., System]) -> 
     assert {meter.slug for meter in sdk.meters.list()} >= {"tokens", "llm_calls"}
     assert sdk.meters.list_subjects("tokens") == ["acme"]
     assert [event.event.id for event in sdk.events.list(limit=1)] == ["one-2"]
+    paged = sdk.events_v2.list(limit=2, filter={"type": {"$eq": "llm.tokens"}})
+    assert [event.event.id for event in paged] == ["one-2", "one-1", "one-0"]
 
     with httpx.Client(base_url=api, headers={"authorization": f"Bearer {key}"}, timeout=30) as client:
         path = "/api/v1/meters/tokens/query"

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from httpx import QueryParams
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -112,12 +113,25 @@ async def test_other_reads_of_several(asked: httpx.AsyncClient) -> None:
     assert (await asked.get(f"/api/v1/meters/tokens/subjects?{both}")).json() == ["acme", "globex"]
     values = await asked.get(f"/api/v1/meters/tokens/group-by/model/values?{both}&from=2026-11-23T00:00:00Z")
     assert values.json() == ["of-acme", "of-globex"]
-    events = (await asked.get(f"/api/v1/events?{both}&limit=3")).json()
+    events = (await asked.get(f"/api/v1/events?{both}&limit=2")).json()
     assert [(e["event"]["subject"], e["event"]["time"][11:13]) for e in events] == [
         ("acme", "11"),
         ("globex", "10"),
-        ("acme", "09"),
     ]
+    both_in = '{"subject":{"$in":["acme","globex"]}}'
+    for asked_for in (f"filter={both_in}", both):
+        pages = (await asked.get(f"/api/v2/events?{asked_for}&limit=2")).json()
+        assert [e["event"]["subject"] for e in pages["items"]] == ["acme", "globex"]
+        further = await asked.get(
+            "/api/v2/events", params=[*QueryParams(asked_for).multi_items(), ("cursor", pages["nextCursor"])]
+        )
+        assert {e["event"]["id"] for e in further.json()["items"]} == {"e3", "e1"}
+    for filters, status in (
+        ("{}", 400),
+        ('{"subject":{"$like":"%"}}', 400),
+        ('{"subject":{"$eq":"initech"}}', 403),
+    ):
+        assert (await asked.get("/api/v2/events", params={"filter": filters})).status_code == status
     assert {meter["slug"] for meter in (await asked.get("/api/v1/meters")).json()} >= {"tokens"}
     assert (await asked.get("/api/v1/meters/tokens")).status_code == 200
     one_only = await asked.get(f"/v1/bad-events?kind=dead&{both}")

@@ -20,13 +20,14 @@ from kgents_metering.model import zones
 from kgents_metering.model.levels import Levels, levels
 from kgents_metering.model.meters import Aggregation, parse
 from kgents_metering.model.query import Query, Span
+from kgents_metering.model.query.listing import EventPage
 from kgents_metering.model.rollup import Rollup
 from kgents_metering.model.windows import MINUTE, Window, windows
 from kgents_metering.sinks.ledger.apply import Ledger
 from kgents_metering.sinks.ledger.meter_changes import sync
 from kgents_metering.sinks.ledger.reads import UsageReads, statement
 from kgents_metering.sinks.ledger.reads.bad_events import STATEMENTS
-from kgents_metering.sinks.ledger.reads.events import EVENTS
+from kgents_metering.sinks.ledger.reads.events import EVENTS, page_statement
 
 from .messages import event
 
@@ -302,6 +303,8 @@ async def test_every_read_finds_its_rows_by_an_index(grown: Pool) -> None:
         listing: dict[str, Any] = dict.fromkeys(("id", "end", "stored_from", "stored_to"))
         listing |= {"tenant": "t1", "start": now - timedelta(days=32), "limit": 100}
         await _assert_no_scan(connection, EVENTS, listing)
+        page = EventPage(10, {"type": {"$eq": "llm.tokens"}}, before=(now, 7))
+        await _assert_no_scan(connection, *page_statement("t1", page))
         bad: dict[str, Any] = dict.fromkeys(("before", "code", "type", "source", "meter"))
         bad |= {"tenant": "t1", "limit": 10, "shown": 10}
         for kind in ("invalid", "dead"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -213,6 +214,57 @@ async def test_the_events_listing_is_filtered(client: httpx.AsyncClient) -> None
     assert len(await ids("ingestedAtTo=2026-11-23T12:00:00Z")) == 4
     for wrong in ("from=2026-W48-1T00:00:00Z", "to=yesterday", "customerId=c", "limit=0"):
         assert (await client.get(f"/api/v1/events?{wrong}")).status_code == 400
+
+
+async def test_the_second_listing_has_pages_and_filters(
+    client: httpx.AsyncClient, ledger: Ledger, recorded: tuple[openmeter.Client, list[str]]
+) -> None:
+    """Rule: OpenMeter's v2, as its SDK asks: newest first, each event once over all pages, whole seconds."""
+    same = [event(10 + n, f"same-{n}", time="2026-11-23T02:00:00.5Z", type="other") for n in range(5)]
+    await ledger.apply(same, [])
+    sdk, seen = recorded
+
+    async def page(cursor: str | None = None, **arguments: Any) -> tuple[list[str], str | None]:
+        with contextlib.suppress(Exception):  # the recorder answers nothing that the SDK could read
+            next(sdk.events_v2.list(**arguments).by_page(cursor))
+        answer = await client.get(seen[-1])
+        assert answer.status_code == 200, answer.text
+        return [item["event"]["id"] for item in answer.json()["items"]], answer.json().get("nextCursor")
+
+    async def ids(**filters: Any) -> list[str]:
+        return (await page(filter=filters, limit=100))[0]
+
+    found, cursor = await page(limit=2)
+    while cursor is not None:
+        more, cursor = await page(cursor, limit=2)
+        found += more
+    assert (sorted(found[:5]), found[5:]) == ([f"same-{n}" for n in range(5)], ["d", "c", "b", "a"])
+    assert await ids(id={"$in": ["a", "same-1", "none"]}) == ["same-1", "a"]
+    assert await ids(type={"$ne": "llm.tokens"}, id={"$like": "%-3"}) == ["same-3"]
+    assert await ids(subject={"$eq": "globex"}) == await ids(source={"$in": []}) == []
+    assert await ids(time={"$gte": "2026-11-23T00:30:30Z", "$lt": "2026-11-23T01:00:00Z"}) == ["c", "b"]
+    assert len(await ids(time={"$lte": "2026-11-23T02:00:00Z"})) == 9
+    assert await ids(time={"$gt": "2026-11-23T02:00:00Z"}) == []
+    either = {
+        "$or": [
+            {"$lt": "2026-11-23T00:00:00Z"},
+            {"$gt": "2026-11-23T00:59:59Z", "$lte": "2026-11-23T01:00:00Z"},
+        ]
+    }
+    assert await ids(time=either, ingestedAt={"$gte": None}) == ["d", "a"]
+    wrong = [
+        {"filter": text} for text in ("{", "[]", '{"customerId":{}}', '{"size":{}}', '{"id":{"$has":"a"}}')
+    ]
+    wrong += [
+        {"filter": f'{{"time":{{{text}}}}}'}
+        for text in ('"$eq":"2026-11-23T00:00:00Z"', '"$gt":"now"', '"$or":[]')
+    ]
+    wrong += [{"cursor": text} for text in ("x", "MjAyNi0xMS0yM1QwMjowMDowMFo=", "é")] + [
+        {"limit": "0"},
+        {"from": "x"},
+    ]
+    for parameters in wrong:
+        assert (await client.get("/api/v2/events", params=parameters)).status_code == 400, parameters
 
 
 async def test_event_from_and_cut_minutes_hold_on_every_path(

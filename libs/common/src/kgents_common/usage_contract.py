@@ -13,6 +13,7 @@ SUBJECTS = "/api/v1/meters/{meter}/subjects"
 GROUP_VALUES = "/api/v1/meters/{meter}/group-by/{key}/values"
 QUERY = "/api/v1/meters/{meter}/query"
 EVENTS = "/api/v1/events"
+EVENTS_V2 = "/api/v2/events"
 CONFLICTS = "/v1/conflicts"
 CONFLICT = "/v1/conflicts/{id}"
 BAD_EVENTS = "/v1/bad-events"
@@ -25,6 +26,7 @@ ROUTES: Mapping[str, Sequence[str]] = {
     GROUP_VALUES: ("GET",),
     QUERY: ("GET", "POST"),
     EVENTS: ("GET",),
+    EVENTS_V2: ("GET",),
     CONFLICTS: ("GET",),
     CONFLICT: ("GET",),
     BAD_EVENTS: ("GET",),
@@ -76,6 +78,15 @@ _LISTED: Described = {
     "limit": ({"type": "integer", "minimum": 1, "maximum": 100}, "100 by default"),
     "clientId": (_TEXT, "Taken and not used"),
     "customerId": (_TEXT, "There are no customers: refused"),
+}
+_LISTED_V2: Described = {
+    "cursor": (_TEXT, "Go on where a page ended: its nextCursor"),
+    "limit": ({"type": "integer", "minimum": 1, "maximum": 100}, "100 by default"),
+    "filter": (
+        {**_FILTERS, "description": 'By field: {"type": {"$eq": "a"}, "time": {"$gte": "…"}}'},
+        "Of id, source, subject and type (operators of texts), time and ingestedAt ($gt, $gte, $lt, $lte)",
+    ),
+    "clientId": (_TEXT, "Taken and not used"),
 }
 _PAGE: Described = {
     "page": ({"type": "integer", "minimum": 1}, "From 1"),
@@ -135,6 +146,7 @@ PARAMETERS: Mapping[str, Described] = {
     GROUP_VALUES: {**_WHOSE_ALL, **_SPAN},
     QUERY: _QUERY,
     EVENTS: _LISTED,
+    EVENTS_V2: {**_LISTED_V2, **_WHOSE_ALL},
     CONFLICTS: {**_CONFLICTS, **_WHOSE},
     CONFLICT: _WHOSE,
     BAD_EVENTS: {**_BAD, **_WHOSE},
@@ -150,6 +162,7 @@ _OPERATIONS = {
     ),
     QUERY: ("queryMeter", "What was used, by window and group", "object"),
     EVENTS: ("listEvents", "Your events, newest first, with what is wrong with them", "array"),
+    EVENTS_V2: ("listEventsV2", "Your events in pages, newest first, by filters", "object"),
     CONFLICTS: ("listConflicts", "Your events that contradict one that was counted", "object"),
     CONFLICT: ("getConflict", "One of them, beside what was counted", "object"),
     BAD_EVENTS: (

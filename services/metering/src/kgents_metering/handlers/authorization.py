@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from kgents_common.keyring import KeyRecord
 from kgents_common.keyring.reading import SUBJECT, FindsKeys, record_of
+from kgents_metering.model.query.listing import named_in
 
 SCOPE = "usage:read"
 
@@ -19,12 +20,13 @@ def record_by_key(keyring: FindsKeys) -> Callable[[Request], KeyRecord]:
 
 
 def named_subjects(request: Request, body: bytes) -> list[str]:
-    """The subjects that a question names: in its parameters, or in its body where it is a POST.
+    """The subjects that a question names: in its parameters, in its filter, or in the body of a POST.
 
     What is no list of texts names nobody; that the question is wrong is said where it is read.
     """
     if request.method != "POST":
-        return request.query_params.getlist(SUBJECT)
+        parameters = request.query_params
+        return [*parameters.getlist(SUBJECT), *named_in(parameters.get("filter", "{}"))]
     try:
         named = msgspec.json.decode(body, type=dict[str, object]).get(SUBJECT)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

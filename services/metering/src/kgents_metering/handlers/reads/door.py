@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from kgents_common.clock import Clock
 from kgents_common.keyring.reading import SUBJECT
 from kgents_common.usage_contract import (
     EVENTS,
+    EVENTS_V2,
     GROUP_VALUES,
     METER,
     METERS,
@@ -37,6 +38,7 @@ from kgents_metering.model.query import (
     parse_query,
     read_span,
 )
+from kgents_metering.model.query.listing import cursor_of, read_page
 from kgents_metering.model.query.parameters import (
     Parameters,
     choice,
@@ -131,6 +133,15 @@ class Reads:
         events = await self._usage.events(asked, wanted, self._clock.now())
         return answers.as_json([answers.event(event) for event in events])
 
+    async def page_of_events(self, request: Request, tenants: tuple[str, ...]) -> Response:
+        """The tenants' own events in pages, newest first, as OpenMeter's v2 lists them."""
+        wanted = read_page(_values(request, PARAMETERS[EVENTS_V2], repeatable=(SUBJECT,)))
+        events = await self._usage.page_of_events(tenants, wanted)
+        page: dict[str, object] = {"items": [answers.event(event) for event in events]}
+        if len(events) == wanted.limit:
+            page["nextCursor"] = cursor_of((events[-1].time.astimezone(UTC), events[-1].n))
+        return answers.as_json(page)
+
     @asynccontextmanager
     async def query(self, request: Request, tenants: tuple[str, ...]) -> AsyncIterator[Response]:
         """A meter's values by window and group, as JSON or CSV."""
@@ -165,6 +176,7 @@ def routes(usage: UsageReads, gate: Gate, clock: Clock) -> list[BaseRoute]:
         GROUP_VALUES: whole_of_several(reads.group_values),
         QUERY: reads.query,
         EVENTS: whole_of_several(reads.list_events),
+        EVENTS_V2: whole_of_several(reads.page_of_events),
     }
     return [
         Route(path, gate(handler, is_about_nobody=path in (METERS, METER)), methods=[*ROUTES[path]])

@@ -55,6 +55,15 @@ def read_filters(values: Parameters, keys: Mapping[str, str]) -> dict[str, Filte
     return filters
 
 
+def read_texts(condition: object) -> Filter:
+    """A filter of a text, without what is not set.
+
+    Raises:
+        QueryError: 400.
+    """
+    return _checked(condition, 0)
+
+
 def _simple(values: Parameters) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, wanted in values.items():

@@ -6,7 +6,6 @@ the minute are measured again and joined in as rows of the same shape, so nothin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -14,10 +13,11 @@ from typing import Any
 
 from kgents_metering.model.levels import Levels, Range
 from kgents_metering.model.meters import Aggregation
-from kgents_metering.model.query import Filter, Query, Span
+from kgents_metering.model.query import Query, Span
 from kgents_metering.model.rollup import Rollup
 from kgents_metering.model.windows import MINUTE, Windows
 from kgents_metering.sinks.ledger.meters import MeterInForce
+from kgents_metering.sinks.ledger.reads.conditions import condition
 from kgents_metering.sinks.ledger.reads.rows import Row
 
 # What a bucket's rows become; UNIQUE_COUNT counts rows that are distinct already.
@@ -31,15 +31,6 @@ _VALUES = {
     Aggregation.MAX: "max(s.max)",
     Aggregation.LATEST: "(array_agg(s.last_value order by s.last_time desc, s.last_n desc)"
     " filter (where s.last_n is not null))[1]",
-}
-_ORDERS = {"$eq": "=", "$ne": "<>", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_PATTERNS = {
-    "$like": "like",
-    "$nlike": "not like",
-    "$ilike": "ilike",
-    "$nilike": "not ilike",
-    "$contains": "ilike",
-    "$ncontains": "not ilike",
 }
 _COLUMNS = "at, first_minute, last_minute, grp, cnt, sum, min, max, last_time, last_n, last_value, vhash"
 _SUMS = "r.grp, r.cnt, r.sum, r.min, r.max, r.last_time, r.last_n, r.last_value"
@@ -91,7 +82,11 @@ def build(
     for index, key in enumerate(query.group_by):
         values[f"key{index}"] = key
         keys.append(f"coalesce(s.grp->>%(key{index})s, '') collate \"C\"")
-    conditions = [_condition(key, condition, values) for key, condition in query.filters.items()]
+    conditions: list[str] = []
+    for key, wanted in query.filters.items():
+        values[f"filtered{len(conditions)}"] = key
+        left = f"coalesce(s.grp->>%(filtered{len(conditions)})s, '')"
+        conditions.append(condition(left, wanted, values))
     where = f" where {' and '.join(conditions)}" if conditions else ""
     value = _VALUES[aggregation]
     if is_distinct:  # each value once a bucket, by hashing, before it is counted: no sort of all
@@ -233,39 +228,6 @@ def _edge_values(parts: Rollup, aggregation: Aggregation) -> dict[str, Any]:
         for name in names:
             found[f"e_{name}"].append(getattr(delta, name))
     return found
-
-
-def _condition(key: str, condition: Filter, values: dict[str, Any]) -> str:
-    """A filter tree as SQL, its values bound."""
-
-    def bind(value: object) -> str:
-        name = f"v{len(values)}"
-        values[name] = value
-        return f"%({name})s"
-
-    left = f"coalesce(s.grp->>{bind(key)}, '')"
-    parts: list[str] = []
-    for operator, value in condition.items():
-        if operator in ("$and", "$or"):
-            joined = f" {operator[1:]} ".join(_condition(key, part, values) for part in value)
-            parts.append(f"({joined})")
-        elif operator == "$in":
-            parts.append(f"{left} = any({bind(value)}::text[])")
-        elif operator == "$nin":
-            parts.append(f"not {left} = any({bind(value)}::text[])")
-        elif operator in _PATTERNS:
-            parts.append(f"{left} {_PATTERNS[operator]} {bind(_pattern(operator, value))}")
-        else:  # in the order of code points, whatever the database's collation
-            parts.append(f'{left} collate "C" {_ORDERS[operator]} {bind(value)}')
-    return f"({' and '.join(parts)})"
-
-
-def _pattern(operator: str, value: str) -> str:
-    """A pattern of LIKE; the text itself where it is to be contained."""
-    if operator in ("$contains", "$ncontains"):
-        return "%" + re.sub(r"([\\\\%_])", r"\\\1", value) + "%"
-    trailing = len(value) - len(value.rstrip("\\"))
-    return value + "\\" if trailing % 2 else value  # Postgres refuses a pattern that ends in an escape
 
 
 def as_row(row: Sequence[Any], tenant: str, query: Query, windows: Windows | None) -> Row:

@@ -16,13 +16,19 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_metering.model.levels import Levels, levels
 from kgents_metering.model.meters import Aggregation
 from kgents_metering.model.query import Query, QueryError, Span
+from kgents_metering.model.query.listing import EventPage
 from kgents_metering.model.rollup import Rollup
 from kgents_metering.model.windows import MINUTE, NOTHING, Windows, windows
 from kgents_metering.sinks.ledger.meters import EMPTY, MeterInForce, MeterSet, current
 from kgents_metering.sinks.ledger.reads import statement
 from kgents_metering.sinks.ledger.reads.bad_events import BadEvent, BadEvents, find_bad_events
 from kgents_metering.sinks.ledger.reads.edges import measure_edges
-from kgents_metering.sinks.ledger.reads.events import EventFilter, ListedEvent, list_events
+from kgents_metering.sinks.ledger.reads.events import (
+    EventFilter,
+    ListedEvent,
+    list_events,
+    page_of_events,
+)
 from kgents_metering.sinks.ledger.reads.merging import in_order
 from kgents_metering.sinks.ledger.reads.rows import (
     NARROW,
@@ -137,8 +143,13 @@ class UsageReads:
         """The tenants' own events, newest first, of the last 32 days unless a start is given."""
         async with self._reading() as connection:
             found = [await list_events(connection, tenant, wanted, now) for tenant in tenants]
-        merged = merge(*found, key=lambda event: event.time, reverse=True)
-        return list(islice(merged, wanted.limit))
+        return _newest(found, wanted.limit)
+
+    async def page_of_events(self, tenants: Sequence[str], wanted: EventPage) -> list[ListedEvent]:
+        """A page of the tenants' own events, newest first."""
+        async with self._reading() as connection:
+            found = [await page_of_events(connection, tenant, wanted) for tenant in tenants]
+        return _newest(found, wanted.limit)
 
     async def bad_events(self, tenant: str, wanted: BadEvents) -> list[BadEvent]:
         """The tenant's own events that were not counted, or not by every meter, newest first."""
@@ -155,6 +166,11 @@ class UsageReads:
         with read_errors(self._limits):
             async with self._pool.connection() as connection:
                 yield connection
+
+
+def _newest(found: Sequence[list[ListedEvent]], limit: int) -> list[ListedEvent]:
+    """Of several lists that are newest first."""
+    return list(islice(merge(*found, key=lambda event: (event.time, event.n), reverse=True), limit))
 
 
 async def _held(
