@@ -23,13 +23,26 @@ from kgents_devstack.stack import Stack, StackOptions
 from kgents_devstack.waiting import reached
 
 SHORTEST_SESSION_SECONDS = 1
+EVENTS_PER_SECOND = 200
+# In less than a second: more than two seconds may bring, and what is forgotten meanwhile.
+BEYOND = 2_000
 EVENT = {"specversion": "1.0", "source": "agents/a1", "type": "llm.tokens", "data": {"tokens": 1}}
 
 
 @pytest.fixture(scope="module", params=[OLDEST_VERSION, installed_version()])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     directory: Path = tmp_path_factory.mktemp("agents")
-    options = StackOptions(services=("api", "agents"), nats_version=request.param, needs_database=False)
+    options = StackOptions(
+        services=("api", "agents"),
+        nats_version=request.param,
+        needs_database=False,
+        environment={
+            "agents": {
+                "KGENTS_RATE_LIMIT_EVENTS_PER_SECOND": str(EVENTS_PER_SECOND),
+                "KGENTS_AGENTS_PAUSE_SECONDS": "2",
+            }
+        },
+    )
     with Stack(directory, options) as started:
         yield started
 
@@ -209,6 +222,29 @@ async def test_a_revoked_key_is_cut_off_and_others_are_not(stack: Stack) -> None
     await other.jetstream(timeout=60).publish("agentese.acme.llm.tokens", event("other"))
     assert other.stats["reconnects"] == 0
     await other.close()
+
+
+async def test_who_sends_faster_than_it_may_is_kept_out_for_a_while_and_others_are_not(stack: Stack) -> None:
+    """Rule: on one connection or on many that come and go; it comes back by itself, and nothing that was
+    acknowledged is lost."""
+    other = await connected(stack, stack.keys["globex"], "globex")
+    loud = await connected(stack, stack.keys["acme"], reconnect_time_wait=0.2)
+    for _ in range(BEYOND):
+        await loud.publish("agentese.acme.llm.tokens", b"garbage")
+    await reached(lambda: loud.stats["reconnects"] == 0 and not loud.is_connected)
+    assert not await is_let_in(stack, token=stack.keys["acme"])
+    await other.jetstream(timeout=60).publish("agentese.globex.llm.tokens", event("beside"))
+    await reached(lambda: loud.is_connected)
+    await loud.jetstream(timeout=60).publish("agentese.acme.llm.tokens", event("back"))
+    for _ in range(8):
+        short = await connected(stack, stack.keys["acme"])
+        for _ in range(BEYOND // 8 + 1):
+            await short.publish("agentese.acme.llm.tokens", b"garbage")
+        await short.close()
+    await reached(lambda: not loud.is_connected)
+    assert (other.stats["reconnects"], other.is_connected) == (0, True)
+    for client in (loud, other):
+        await client.close()
 
 
 async def test_a_server_that_reads_its_configuration_again_asks_about_agents_again(stack: Stack) -> None:

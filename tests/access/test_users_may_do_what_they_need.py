@@ -12,7 +12,7 @@ from nats.aio.client import Client
 
 from kgents_common import streams
 from kgents_common.access import accounts, seeds
-from kgents_common.access.users import ALL, SERVICES, NatsUser
+from kgents_common.access.users import AGENTS_CLOSED, ALL, SERVICES, NatsUser
 from kgents_common.connection import Client as OurClient
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.servers.nats import OLDEST_VERSION, installed_version
@@ -234,6 +234,8 @@ async def test_the_cutter_may_end_connections_and_nothing_more(
     await spoken.client.subscribe(inbox, cb=hear)
     await spoken.client.publish("$SYS.REQ.SERVER.PING.CONNZ", b"{}", reply=inbox)
     await reached(answer.done)
+    await spoken.client.subscribe(AGENTS_CLOSED)
     others = {"$SYS.REQ.SERVER.PING.VARZ", "$SYS.REQ.SERVER.x.RELOAD", "agentese.acme.t", f"{A}.INFO"}
     assert await spoken.refused(others) == others
+    assert not any(AGENTS_CLOSED.lower() in told for told in spoken.violations)
     await spoken.client.close()

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_common import database
-from kgents_common.dead_letters import Burial, DeadLetter, DeadLetters, Mirror, bury
+from kgents_common.dead_letters import Burial, DeadLetter, DeadLetters, Mirror, bury, share
 from kgents_common.errors import NotDurableError, PermanentError
 from kgents_common.stored_message import StoredMessage
 
@@ -114,6 +114,36 @@ async def test_a_sequence_used_before_is_another_message(
     await put(pool, schema, message(7, at=NOON + timedelta(hours=1)))
     await put(pool, schema, message(7, stream="EVENTS"))
     assert len(await letters.find()) == 3
+
+
+async def test_a_sender_of_garbage_fills_its_share_of_the_bus_and_no_more(
+    pool: Pool, schema: str, letters: DeadLetters[DeadLetter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: whole, then without bodies, then only counted, until the next hour; others are told of, the table
+    has all, and a letter that is tried again takes nothing more."""
+    monkeypatch.setattr(share, "BODY_BYTES", 2500)
+    monkeypatch.setattr(share, "LETTERS", 4)
+    now = 0.0
+    bus = Bus(never="2")
+    mirror = Mirror(letters, bus, "test", clock=lambda: now)
+
+    async def told(*messages: StoredMessage) -> list[tuple[int, str | None]]:
+        await put(pool, schema, *messages)
+        before = len(bus.told)
+        for _ in range(4):
+            await mirror.run()
+        return [(len(payload), headers.get("Kgents-Untold")) for _, payload, headers in bus.told[before:]]
+
+    garbage = {"body": b"x" * 1000, "subject": "agentese.acme.llm"}
+    assert await told(message(1, **garbage), message(2, **garbage)) == [(1000, None)]
+    bus.never = ""
+    assert await told() == [(1000, None)]
+    assert await told(*(message(n, **garbage) for n in (3, 4, 5, 6))) == [(0, None), (0, None)]
+    assert await told(message(7, body=b"x" * 1000, subject="agentese.globex.llm")) == [(1000, None)]
+    now = share.HOUR_SECONDS
+    assert await told(message(8, **garbage)) == [(1000, "2")]
+    assert len(await letters.find()) == 8
+    assert await letters.to_mirror() == []
 
 
 async def test_one_too_large_for_the_bus_is_told_of_and_holds_up_nobody(

@@ -11,8 +11,10 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import nats
 import pytest
 
+from kgents_common.access import accounts, seeds
 from kgents_common.keyring import TENANT_SCOPES, mint, write
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.servers.process import free_port
@@ -134,6 +136,33 @@ def test_the_job_of_the_meters_does_its_work_in_the_image(
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stderr
     assert "nothing to do" in answer.stdout
+
+
+async def test_the_door_s_image_also_lets_agents_in(images: Mapping[str, Image], tmp_path: Path) -> None:
+    """Its role `agents`: healthy on a server that asks it, and an agent with a good key comes in."""
+    seeds.make(tmp_path / "seeds")
+    for file in (tmp_path / "seeds").iterdir():
+        file.chmod(0o444)
+    (tmp_path / "seeds").chmod(0o755)
+    key, record = mint("acme", TENANT_SCOPES)
+    write(tmp_path / "seeds" / "keyring.json", [record])
+    (tmp_path / "seeds" / "keyring.json").chmod(0o444)
+    rights = accounts(seeds.account_keys(tmp_path / "seeds"))
+    with NatsServer(tmp_path / "nats", extra=rights) as server:
+        told = {
+            "KGENTS_HOST": "127.0.0.1",
+            "KGENTS_PORT": str(free_port()),
+            "KGENTS_OPERATIONS_PORT": str(free_port()),
+            "NATS_SERVERS": server.url,
+            "KGENTS_KEYRING_FILE": "/etc/kgents/keyring.json",
+            "KGENTS_NATS_ISSUER_SEED_FILE": "/etc/kgents/issuer.nk",
+            "KGENTS_NATS_RESPONDER_SEED_FILE": "/etc/kgents/agents.nk",
+            "KGENTS_NATS_CUTTER_SEED_FILE": "/etc/kgents/cutter.nk",
+        }
+        with Pod(tmp_path / "pod", images["api"], told, {tmp_path / "seeds": "/etc/kgents"}, ["agents"]):
+            agent = await nats.connect(server.url, token=key, inbox_prefix=b"_INBOX.acme", connect_timeout=60)
+            await agent.flush(60)
+            await agent.close()
 
 
 @pytest.mark.parametrize("service", SERVICES)

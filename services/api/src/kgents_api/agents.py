@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kgents_api.handlers.agents import AgentMetrics, Cutter, Responder
 from kgents_api.handlers.authentication import Authentication
+from kgents_api.model.agent_pace import AgentPace
 from kgents_api.settings import AgentsSettings
 from kgents_api.sinks.sessions import RedisSessions
 from kgents_api.sinks.shared_redis import SharedRedis
@@ -38,15 +39,19 @@ async def run(settings: AgentsSettings) -> None:
     cutting = Connection(
         settings.as_user(CUTTER_USER.inbox_prefix, settings.cutter_seed_file), name="kgent-agents-cutter"
     )
+    pace = AgentPace(
+        settings.rate_limit_events_per_second, settings.rate_limit_bytes_per_second, settings.pause_seconds
+    )
     responder = Responder(
         asked,
         Authentication(keyring, clock, kept),
         kept,
         issuer=seeds.read(settings.issuer_seed_file),
+        pace=pace,
         clock=clock,
         metrics=metrics,
     )
-    cutter = Cutter(cutting, keyring, kept, metrics=metrics)
+    cutter = Cutter(cutting, keyring, kept, pace=pace, clock=clock, metrics=metrics)
     document = Health("agents", settings.instance)
     document.needed["responder"] = lambda: (
         Check(Status.OK)

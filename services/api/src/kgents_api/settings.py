@@ -144,10 +144,29 @@ class AgentsSettings(ServiceSettings):
         validation_alias="KGENTS_NATS_CUTTER_SEED_FILE", description="Of the user that ends connections"
     )
     cut_seconds: float = Field(
-        2,
+        1,
         validation_alias="KGENTS_AGENTS_CUT_SECONDS",
         gt=0,
-        description="Between two looks for agents whose credentials have ended",
+        description="Between two looks for agents whose credentials have ended, or who send too fast",
+    )
+    rate_limit_events_per_second: int = Field(
+        10_000,
+        validation_alias="KGENTS_RATE_LIMIT_EVENTS_PER_SECOND",
+        ge=0,
+        description="What a tenant's agents may publish straight to NATS, besides what it sends to the door;"
+        " 0 for no limit",
+    )
+    rate_limit_bytes_per_second: int = Field(
+        8 * 1024 * 1024,
+        validation_alias="KGENTS_RATE_LIMIT_BYTES_PER_SECOND",
+        ge=0,
+        description="The same in bytes",
+    )
+    pause_seconds: float = Field(
+        10,
+        validation_alias="KGENTS_AGENTS_PAUSE_SECONDS",
+        gt=0,
+        description="How long a tenant's agents are kept out that went beyond; twice as long each time again",
     )
 
     def as_user(self, inbox_prefix: str, seed: Path) -> ServiceSettings:

@@ -151,6 +151,7 @@ BOARD = Board(
                     (
                         Query(rate("kgents_agents_connects_total", by="outcome"), "{{outcome}}"),
                         Query(rate("kgents_agents_cut_total"), "cut"),
+                        Query(rate("kgents_agents_paused_total"), "tenants paused"),
                     ),
                     ("door", "NoEventsAccepted"),
                     is_quiet=True,

@@ -210,10 +210,14 @@ SERVICES = (
 
 # Lets agents in: it hears the server's questions, and nobody else may, since they hold what agents presented.
 RESPONDER_USER = NatsUser("agents", subscribe=("$SYS.REQ.USER.AUTH",), account=RESPONDER)
-# Cuts off agents whose key was revoked: it may list connections and end them, nothing more.
+# What a server says of an agent's connection that has ended.
+AGENTS_CLOSED = f"$SYS.ACCOUNT.{AGENTS}.DISCONNECT"
+# Cuts off agents whose key was revoked or who send too fast: it may list connections, hear of those
+# that ended, and end one, nothing more.
 CUTTER_USER = NatsUser(
     "cutter",
     publish=("$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"),
+    subscribe=(AGENTS_CLOSED,),
     account="SYS",
 )
 ALL = (*SERVICES, RESPONDER_USER, CUTTER_USER)

@@ -2,11 +2,14 @@
 
 A letter that is larger than the bus takes is told of without what makes it so: its body is cut off, and its
 original headers stay behind. `Kgents-Dead-Letter-Id` is what to ask the service for, which has it whole.
+So that nobody fills the bus with garbage, a sender has a share of it (`share`): beyond, letters are told of
+without their bodies, then not at all; the next that is told says in `Kgents-Untold` how many there were.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -15,6 +18,7 @@ import structlog
 from kgents_common import subjects
 from kgents_common.crash import CrashPoints
 from kgents_common.dead_letters.letter import DeadLetter
+from kgents_common.dead_letters.share import Shares, Told
 from kgents_common.dead_letters.table import DeadLetters
 from kgents_common.delivery import header_text
 from kgents_common.errors import PermanentError, TransientError
@@ -55,7 +59,9 @@ class Mirror:
         *,
         note_open: Callable[[int], object] = lambda _: None,
         crash_points: CrashPoints | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._shares = Shares(clock)
         self._letters = letters
         self._publisher = publisher
         self._service = service
@@ -72,9 +78,11 @@ class Mirror:
         found = await self._letters.to_mirror()
         failures = 0
         for letter in found:
+            told, untold = self._shares.take(letter.subject, len(letter.body))
             try:
-                await self._tell(letter)
+                await self._tell(letter, told, untold)
             except TransientError as error:
+                self._shares.give_back(letter.subject, len(letter.body), told, untold)
                 await self._letters.not_mirrored(letter.id)
                 failures += 1
                 if failures == MAX_FAILURES:
@@ -86,16 +94,19 @@ class Mirror:
             await self._letters.mirrored(letter.id)
         return bool(found) and failures == 0
 
-    async def _tell(self, letter: DeadLetter) -> None:
-        about = _about(letter)
+    async def _tell(self, letter: DeadLetter, told: Told, untold: int) -> None:
+        if told is Told.NOT:
+            return
+        about = {**_about(letter), **({"Kgents-Untold": str(untold)} if untold else {})}
         cut = {**about, "Kgents-Truncated": "true", "Kgents-Body-Bytes": str(len(letter.body))}
         body = bytes(letter.body)
-        for payload, headers in (
+        tries = [
             (body, {**_original(letter), **about}),
             (body, about),
             (body[:CUT_BYTES], cut),
             (b"", cut),
-        ):
+        ]
+        for payload, headers in tries if told is Told.WHOLE else tries[-1:]:
             try:
                 await self._publisher.publish(
                     subjects.dead_letter(self._service, letter.code),
