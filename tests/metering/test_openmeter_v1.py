@@ -43,7 +43,7 @@ UNKNOWN = (
     (f"{TOKENS}?from=2026-11-22T00:00:00Z&from=2026-11-23T00:00:00Z", "2 times"),
     ("/api/v1/meters/tokens/subjects?From=2026-01-01T00:00:00Z", "from"),
     ("/api/v1/meters/tokens/group-by/model/values?until=x", "unknown parameter"),
-    ("/api/v1/meters/tokens?windowSize=DAY", "there are none"),
+    ("/api/v1/meters/tokens?windowSize=DAY", "there are subject"),
     ("/api/v1/meters?pagesize=1", "pageSize"),
     ("/api/v1/events?Subject=acme", "subject"),
     ("/api/v1/events?limits=5", "limit"),
