@@ -157,6 +157,8 @@ async def test_a_client_closed_for_good_is_told(own_nats: NatsServer) -> None:
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(closed.wait(), 0.1)
     # What an oversize message does: the server answers -ERR, and nats-py never reconnects.
-    await connection.client._process_err("'Maximum Payload Violation'")
+    client = connection.client
+    await client._process_err("'Maximum Payload Violation'")
+    assert client._closing in asyncio.all_tasks()  # held by the client: asyncio holds it weakly
     await asyncio.wait_for(closed.wait(), HANGS_AFTER_SECONDS)
     await connection.stop()

@@ -13,13 +13,19 @@ from starlette.routing import BaseRoute, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kgents_common.problems import problem
+from kgents_common.request_metrics import RequestMetrics
 
 ExceptionHandlers = Mapping[type[Exception], Callable[[Any, Any], Any]]
 
 _DETAILS = {404: "there is nothing at this path", 405: "this path takes another method"}
 
 
-def application(routes: Sequence[BaseRoute], handlers: ExceptionHandlers | None = None) -> ASGIApp:
+def application(
+    routes: Sequence[BaseRoute],
+    handlers: ExceptionHandlers | None = None,
+    *,
+    requests: RequestMetrics | None = None,
+) -> ASGIApp:
     """An application that answers every refusal as a problem document.
 
     Starlette's own would answer what fails with plain text before the server's last handler can; here
@@ -27,6 +33,7 @@ def application(routes: Sequence[BaseRoute], handlers: ExceptionHandlers | None 
 
     Args:
         handlers: Exceptions of the service's own to what answers them.
+        requests: Told of every request; None where something else counts them.
     """
     router = Router(routes)
     every: dict[Any, Callable[[Any, Any], Any]] = {HTTPException: answer_http_exception, **(handlers or {})}
@@ -36,7 +43,7 @@ def application(routes: Sequence[BaseRoute], handlers: ExceptionHandlers | None 
         scope["app"] = router  # with it, a router raises for what it does not find and answers nothing itself
         await handling(scope, receive, send)
 
-    return app
+    return app if requests is None else requests.around(app, routes)
 
 
 async def answer_http_exception(_: Request, error: HTTPException) -> Response:

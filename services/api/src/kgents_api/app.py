@@ -251,7 +251,7 @@ def _webhooks(
 
 
 def _nats(connection: Connection, publisher: Publisher) -> Check:
-    if not connection.is_connected:
+    if not connection.is_reading:  # a socket that nobody reads acknowledges nothing
         return Check(Status.DOWN, "not connected")
     state = publisher.breaker.state
     return Check(

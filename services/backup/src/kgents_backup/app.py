@@ -40,6 +40,7 @@ from kgents_common.crash import CrashPoints
 from kgents_common.errors import ConfigurationError
 from kgents_common.health import Check, Health, Heartbeat, Probe, Status, routes, up
 from kgents_common.publisher import Publisher
+from kgents_common.request_metrics import RequestMetrics
 from kgents_common.service import Part, serve
 from kgents_common.settings import process_id
 from kgents_common.telemetry import Tracing, new_registry
@@ -262,7 +263,7 @@ async def run_service(settings: BackupSettings) -> None:
     region = backup.region()
     if region is not None:
         parts.append(Loop("mirrors", lambda: watch_mirrors(region, backup.metrics)))
-    app = application(routes(health))
+    app = application(routes(health), requests=RequestMetrics(backup.registry))
     tracing = Tracing(service=SERVICE, instance=settings.instance, endpoint=settings.otlp_endpoint)
     await serve(
         settings=settings, health=health, app=app, parts=parts, tracing=tracing, registry=backup.registry

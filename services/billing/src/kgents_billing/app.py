@@ -36,6 +36,7 @@ from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
 from kgents_common.keyring import open_keyring
 from kgents_common.leadership import leadership
 from kgents_common.publisher import Publisher
+from kgents_common.request_metrics import RequestMetrics
 from kgents_common.resilience import CircuitBreaker
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
@@ -116,6 +117,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
             ),
         ],
         reads.EXCEPTION_HANDLERS,
+        requests=RequestMetrics(registry),
     )
     rounds = [
         Round("quarantine", Quarantine(letters, processor, clock).run),

@@ -20,6 +20,7 @@ from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, circuit, up
 from kgents_common.keyring import open_keyring
 from kgents_common.publisher import Publisher
+from kgents_common.request_metrics import RequestMetrics
 from kgents_common.settings import process_id
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
@@ -156,6 +157,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
             *(side.routes if side else ()),
         ],
         reads.EXCEPTION_HANDLERS,
+        requests=RequestMetrics(registry),
     )
     trim: list[Round] = []
     if settings.raw_days is not None:

@@ -17,6 +17,7 @@ from kgents_common.connection import Connection
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, up
 from kgents_common.keyring import Keyring, open_keyring
+from kgents_common.request_metrics import RequestMetrics
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep, Work
 from kgents_metering.handlers import conflicts, meter_door, reads
@@ -118,11 +119,15 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     document.needed["keys"] = keys.check
     document.needed["postgres"] = lambda: up(seen["postgres"])
     document.needed["schema"] = lambda: up(seen["schema"], "" if seen["schema"] else "the writer migrates it")
-    document.useful["nats"] = lambda: up(connection.is_connected)
+    document.useful["nats"] = lambda: up(connection.is_reading)
     await service.serve(
         settings=settings,
         health=document,
-        app=application([*health.routes(document), *side.routes], reads.EXCEPTION_HANDLERS),
+        app=application(
+            [*health.routes(document), *side.routes],
+            reads.EXCEPTION_HANDLERS,
+            requests=RequestMetrics(registry),
+        ),
         parts=[
             connection,
             *side.parts(),

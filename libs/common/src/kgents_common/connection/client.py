@@ -8,6 +8,7 @@ What nats-py 2.16 does and we do not want, with what is done instead:
 - a late PONG, whose flush has given up, is such an exception: it is ignored;
 - an exception other than its own ends the reconnecting for good: it goes on;
 - a socket that dies while the client is closed leaves it closed, and nobody is told: they are;
+- nobody holds the task in which a client is closed, and asyncio holds tasks weakly: this one is held;
 - any `-ERR` but two closes the client for good, though the server closes nothing over a bad subject: those
   are only told;
 - a `tls://` server that says it speaks no TLS is answered in the clear, credentials first: it is left.
@@ -29,6 +30,7 @@ import structlog
 from nats import errors
 from nats.aio import client as nats_client
 from nats.aio.msg import Msg
+from nats.protocol.parser import AUTHORIZATION_VIOLATION, STALE_CONNECTION
 
 from kgents_common.connection.wire import VERSION, Headers, WireParser, read_headers, readable
 
@@ -66,6 +68,7 @@ class Client(nats_client.Client):
         super().__init__()
         self._ps = WireParser(self)
         self.restarts = 0
+        self._closing: asyncio.Task[None] | None = None
         self._refusals: dict[str, list[asyncio.Future[None]]] = {}
 
     @contextlib.contextmanager
@@ -171,7 +174,14 @@ class Client(nats_client.Client):
             self._err = errors.Error(f"nats: {err_msg}")
             await self._error_cb(self._err)
             return
-        await super()._process_err(err_msg)
+        if STALE_CONNECTION in err_msg:
+            await super()._process_err(err_msg)
+            return
+        if AUTHORIZATION_VIOLATION in err_msg:
+            self._err = errors.AuthorizationError()
+        else:
+            self._err = errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        self._closing = asyncio.create_task(self._close(Client.CLOSED, not self.is_connecting))
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         was_closed = self.is_closed
