@@ -11,6 +11,7 @@ from kgents_billing.model.decision import Known, Options, Outcome, decide
 from kgents_billing.model.event_map import ENDPOINT_TYPES
 from kgents_billing.model.facts import Fact
 from kgents_billing.model.money_facts import facts_of
+from kgents_billing.model.projection import UnreadableObjectError
 from kgents_devstack.stripe import objects
 
 from .lives import START, Billing, Life, snapshot
@@ -245,11 +246,12 @@ def test_every_amount_is_a_whole_number_of_minor_units() -> None:
 
 
 def test_an_upcoming_invoice_has_no_id_and_tells_nothing() -> None:
-    """Rule: `invoice.upcoming` is about nothing that exists yet."""
+    """Rule: `invoice.upcoming` is about nothing that exists yet; a paid one without an id is a letter."""
     thing = invoice()
     del thing["id"]
     assert facts("invoice.upcoming", thing) == []
-    assert facts("invoice.paid", thing) == []
+    with pytest.raises(UnreadableObjectError, match="missing required field `id`"):
+        facts("invoice.paid", thing)
 
 
 def test_an_unknown_type_and_an_unknown_status() -> None:

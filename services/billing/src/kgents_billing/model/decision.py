@@ -16,7 +16,7 @@ from kgents_billing.model import payments, returns, subscription
 from kgents_billing.model import tenant as tenants
 from kgents_billing.model.access import TERMINAL
 from kgents_billing.model.entries import Entry
-from kgents_billing.model.event import StripeEvent, at
+from kgents_billing.model.event import MalformedEventError, StripeEvent, at
 from kgents_billing.model.event_map import Handling, handling
 from kgents_billing.model.facts import Fact, stamped
 from kgents_billing.model.moved import moved_facts
@@ -24,6 +24,7 @@ from kgents_billing.model.order import Observation
 from kgents_billing.model.ownership import NOW, Kind, Word, assigned_at, owner_at
 from kgents_billing.model.payments import Said
 from kgents_billing.model.projection import State, digest, project, project_before
+from kgents_billing.model.shapes import check_shape
 from kgents_billing.model.subscription import Ownership, Subscription, observe, observe_object
 from kgents_billing.model.tenant import Hints, Learned, hints, words
 
@@ -205,9 +206,11 @@ def _decide(
         return Decision(Outcome.DEAD, reason="meter_error")
     if kind is Handling.RECONCILE:
         return Decision(Outcome.APPLIED, wants_reconcile=True)
+    if event.object is not None:
+        check_shape(kind, event.object)
     said = hints(event)
     if event.object_id is None:
-        return Decision(Outcome.IGNORED)
+        raise MalformedEventError("not a Stripe event: `data.object.id` is no id")
     assigned = options.accounts.get(event.account or "") or known.assigned(event.second)
     if assigned is None and said.tenant in known.unknown:
         return Decision(Outcome.QUARANTINED, reason="unknown_tenant", named=said.tenant)

@@ -13,6 +13,7 @@ from kgents_billing.model.amounts import amount, optional_amount
 from kgents_billing.model.entries import Entry, EntryKind, Mark
 from kgents_billing.model.event import Json, StripeEvent, at, reference, second_of
 from kgents_billing.model.facts import Fact, without_nothing
+from kgents_billing.model.projection import UnreadableObjectError
 
 INVOICE_VERBS = {
     "invoice.finalized": "finalized",
@@ -21,6 +22,8 @@ INVOICE_VERBS = {
     "invoice.marked_uncollectible": "marked_uncollectible",
     "invoice.overdue": "overdue",
 }
+_MODES = ("payment", "setup", "subscription")
+_STATUSES = ("no_payment_required", "paid", "unpaid")
 # Of a payment Stripe tells both, of one out of band the first, older endpoints often take the second alone.
 _PAID = ("invoice.paid", "invoice.payment_succeeded")
 _ACTION_REQUIRED = {
@@ -93,7 +96,7 @@ def invoice_said(event: StripeEvent, invoice: Json, *, tells_zero: bool = False)
     if event.type != "invoice.marked_uncollectible":
         return Said([told])
     # What was paid of it until then; the rest is what the fact says is written off.
-    part = optional_amount(invoice, "amount_paid")
+    part = amount(invoice, "amount_paid").amount_minor
     mark = Mark(part, event.second, data=without_nothing(common))
     return Said([told], [entry(event, EntryKind.INVOICE, name, name, invoice, "uncollectible", mark)])
 
@@ -130,11 +133,15 @@ def checkout_said(event: StripeEvent, session: Json) -> Said:
         MalformedAmountError: Its total is none.
     """
     name = event.object_id
-    if name is None or session.get("mode") != "payment":
+    mode, status = session.get("mode"), session.get("payment_status")
+    if mode not in _MODES or status not in _STATUSES:
+        wrong = "payment_status" if mode in _MODES else "mode"
+        raise UnreadableObjectError(f"checkout.session: its {wrong} is none that is known")
+    if name is None or mode != "payment":
         return Said()
     if reference(session.get("invoice")) or at(session, "invoice_creation", "enabled") is True:
         return Said()
-    is_paid = session.get("payment_status") == "paid"
+    is_paid = status == "paid"
     if event.type == "checkout.session.async_payment_failed":
         state = "failed"
     elif event.type == "checkout.session.async_payment_succeeded" or is_paid:

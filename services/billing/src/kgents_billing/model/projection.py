@@ -98,18 +98,18 @@ def project(subscription: Json) -> State:
         currency=_text(subscription.get("currency")),
         period_start=start,
         period_end=end,
-        trial_end=_second(subscription.get("trial_end")),
-        cancel_at=_second(subscription.get("cancel_at")),
+        trial_end=_second(subscription, "trial_end"),
+        cancel_at=_second(subscription, "cancel_at"),
         cancel_at_period_end=subscription.get("cancel_at_period_end") is True,
         pause_reason=_text(at(subscription, "status_details", "paused", "type")),
         collection=_text(at(subscription, "pause_collection", "behavior")),
         latest_invoice=reference(subscription.get("latest_invoice")),
-        started=_second(subscription.get("start_date")),
-        created=_second(subscription.get("created")),
-        ended=_second(subscription.get("ended_at")),
+        started=_second(subscription, "start_date"),
+        created=_second(subscription, "created"),
+        ended=_second(subscription, "ended_at"),
         end_reason=_text(at(subscription, "cancellation_details", "reason")),
         tenant=named_tenant(subscription),
-        collection_resumes=_second(at(subscription, "pause_collection", "resumes_at")),
+        collection_resumes=_second(at(subscription, "pause_collection"), "resumes_at"),
         span_start=min((start for _, start in periods), default=start),
         span_end=max((end for end, _ in periods), default=end),
     )
@@ -209,12 +209,12 @@ def _item_order(item: Item) -> tuple[str, str, int]:
 
 def _period(entry: object) -> tuple[int, int] | None:
     """When a period ends, and when it began; None where either is missing."""
-    end, start = _second(at(entry, "current_period_end")), _second(at(entry, "current_period_start"))
+    end, start = _second(entry, "current_period_end"), _second(entry, "current_period_start")
     return None if end is None or start is None else (end, start)
 
 
-def _second(value: object) -> int | None:
-    return second_of(value, "a moment of the subscription")
+def _second(thing: object, name: str) -> int | None:
+    return second_of(at(thing, name), name)
 
 
 def _text(value: object) -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from kgents_billing.model import facts as kinds
-from kgents_billing.model.amounts import MalformedAmountError, amount, optional_amount
+from kgents_billing.model.amounts import MAX_MINOR, MalformedAmountError, amount, optional_amount
 from kgents_billing.model.entries import RANKS, Entry, EntryKind, Mark
 from kgents_billing.model.event import Json, StripeEvent, at, reference, second_of
 from kgents_billing.model.facts import without_nothing
 from kgents_billing.model.payments import Said, entry, fact, word
+from kgents_billing.model.projection import UnreadableObjectError
 
 
 def refund_said(event: StripeEvent, refund: Json, *, charges_tell: bool = False) -> Said:
@@ -22,8 +23,10 @@ def refund_said(event: StripeEvent, refund: Json, *, charges_tell: bool = False)
         MalformedAmountError: Its amount is none.
     """
     name, status = event.object_id, word(refund.get("status"))
-    if name is None or status not in RANKS[EntryKind.REFUND]:
+    if name is None:
         return Said()
+    if status not in RANKS[EntryKind.REFUND]:
+        raise UnreadableObjectError("refund: its status is none that is known")
     of = _paid_with(refund)
     data = {
         "refund": name,
@@ -74,8 +77,10 @@ def dispute_said(event: StripeEvent, dispute: Json) -> Said:
         MalformedAmountError: Its amount is none.
     """
     name, status = event.object_id, word(dispute.get("status"))
-    if name is None or status is None:
+    if name is None:
         return Said()
+    if status is None:
+        raise UnreadableObjectError("dispute: its status is none")
     happening = event.type.removeprefix("charge.dispute.")
     disputed = amount(dispute, "amount")
     common = {
@@ -125,7 +130,7 @@ def _movements(
     taken: list[tuple[str, int, int]] = []
     for one in dispute.get("balance_transactions") or []:
         moved, second = at(one, "amount"), second_of(at(one, "created"), "created")
-        if isinstance(moved, bool) or not isinstance(moved, int):
+        if isinstance(moved, bool) or not isinstance(moved, int) or abs(moved) > MAX_MINOR:
             raise MalformedAmountError("dispute.balance_transactions.amount must be a whole number")
         when = event.second if second is None else second
         taken.append(("withdrawn" if moved < 0 else "reinstated", moved, when))
