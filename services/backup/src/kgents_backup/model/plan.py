@@ -29,11 +29,13 @@ class Pace:
 
     Attributes:
         is_by_files: Whether many messages are filled in elsewhere and brought as files.
+        speed: How fast this machine computes now, against the one that the rates were measured on.
     """
 
     messages_per_second: float
     is_by_message: bool
     is_by_files: bool = False
+    speed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ class RestorePlan:
         after = self.snapshot.last if self.snapshot else 0
         return sum(s.last - max(s.first - 1, after) for s in self.segments)
 
+    def is_by_files(self, pace: Pace, messages: int) -> bool:
+        """Whether it is filled in elsewhere and brought as files; `messages` as in `seconds`."""
+        return pace.is_by_files and messages + self.tail_messages >= FEWEST_BY_FILES
+
     def seconds(self, pace: Pace, messages: int) -> float:
         """About how long it takes: what is stored message by message goes at the server's pace.
 
@@ -118,15 +124,15 @@ class RestorePlan:
         base = self.snapshot_bytes / PHYSICAL_RATE
         tail = self.tail_messages
         compared = (messages + tail) / READ_RATE
-        if pace.is_by_files and messages + tail >= FEWEST_BY_FILES:
+        if self.is_by_files(pace, messages):
             by_message = messages / UNSYNCED_RATE if pace.is_by_message else 0.0
             replay = max(4 * self.segment_bytes / REPLAY_RATE, tail / UNSYNCED_REPLAY_RATE)
             shipped = base + 4 * self.segment_bytes / PHYSICAL_RATE
-            return 3 + max(base, by_message) + replay + shipped + compared
+            return (3 + max(base, by_message) + replay + shipped + compared) / pace.speed
+        base, replay = base / pace.speed, 4 * self.segment_bytes / REPLAY_RATE / pace.speed
         if pace.is_by_message:
             base = max(base, messages / pace.messages_per_second)
-        replay = max(4 * self.segment_bytes / REPLAY_RATE, tail / pace.messages_per_second)
-        return 1 + base + replay + compared
+        return max(replay, tail / pace.messages_per_second) + base + (1 + compared) / pace.speed
 
 
 def choose_line(catalogue: Catalogue, until: Until, opened_at: Mapping[Line, datetime]) -> LineFiles:

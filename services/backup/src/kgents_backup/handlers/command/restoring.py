@@ -267,8 +267,9 @@ def _time_text(prepared: Prepared, pace: Pace | None) -> str:
     if pace is None:
         return ""
     messages = int(prepared.manifest.state["messages"]) if prepared.manifest else 0
+    way = ", as files" if prepared.plan.is_by_files(pace, messages) else ""
     return (
-        f"; about {amount_of_time(prepared.plan.seconds(pace, messages))}"
+        f"; about {amount_of_time(prepared.plan.seconds(pace, messages))}{way}"
         f" (this server stores {pace.messages_per_second:,.0f} small messages a second now)"
     )
 
