@@ -267,6 +267,8 @@ def test_every_variable_of_ours_is_read_by_its_service_and_every_needed_one_is_g
     for workload, container, settings in ours(objects):
         seen.add(settings)
         known = {str(field.validation_alias) for field in settings.model_fields.values()}
+        if settings is ServiceSettings:  # the command's own, of the streams' Job
+            known.add("KGENTS_EVENTS_PER_SECOND")
         needed = {str(f.validation_alias) for f in settings.model_fields.values() if f.is_required()}
         given = variables(objects, workload, container)
         unread = {n for n in given if n not in known | common and not LIBRARIES.fullmatch(n)}
@@ -291,7 +293,9 @@ def test_every_value_that_is_written_down_is_one_its_service_takes(name: str, tm
                 told[variable["name"]] = variable.get("value", A_SECRET)
         for source in container.get("envFrom", ()):
             told |= find(objects, "ConfigMap", source["configMapRef"]["name"], workload.namespace)["data"]
-        told["NATS_CA_FILE"] = str(tmp_path / "ca.crt")  # as good as the one its pod has
+        told["NATS_CA_FILE"] = told["KGENTS_CERTIFICATE_FILES"] = str(
+            tmp_path / "ca.crt"
+        )  # as its pod has it
         settings.model_validate(told)
 
 
