@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from nats.aio.msg import Msg
 
+from kgents_common import broker as broker_module
 from kgents_common import delivery, streams
 from kgents_common.broker import Broker
 from kgents_common.connection import Connection
@@ -146,6 +147,32 @@ async def test_a_steady_trickle_is_never_delivered_twice(nats_url: str, connect:
     await broker.stop()
     await watchdog.stop()
     assert set(deliveries) == {1}
+
+
+async def test_a_batch_has_a_bound_in_bytes(
+    nats_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: large messages come a few at a time, however many a batch may hold."""
+    monkeypatch.setattr(broker_module, "BATCH_BYTES", 1)  # never less than two of the largest messages
+    connection = await connect(nats_url)
+    await streams.ensure(connection.client, streams=SMALL)
+    jetstream = connection.jetstream()
+    for number in range(12):
+        await jetstream.publish("agentese.acme.t", b"%02d" % number + b"x" * 500_000)
+    handled = Handled()
+    sizes: list[int] = []
+
+    async def handle(messages: list[Msg]) -> None:
+        sizes.append(sum(len(message.data) for message in messages))
+        await handled(messages)
+
+    broker = Broker(settings_for(nats_url), name="test", on_closed=lambda: None)
+    broker.subscribe(streams.METERING, handle, batch_size=50)
+    await broker.start()
+    await handled.wait_for(12)
+    await broker.stop()
+    # A fetch asks up to three times: for what is there, for one, and for what came right behind it.
+    assert max(sizes) <= 2 * 2 * connection.client.max_payload
 
 
 async def test_a_client_closed_for_good_is_told(own_nats: NatsServer) -> None:
