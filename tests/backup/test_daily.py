@@ -19,10 +19,13 @@ import pytest
 from tests.backup.streams import archive, fill, read_all
 
 from kgents_backup.app import Backup
+from kgents_backup.handlers.command.program import _parser
+from kgents_backup.handlers.command.restoring import run_restore
 from kgents_backup.handlers.schedule import daily, next_run
 from kgents_backup.model import segment
 from kgents_backup.model.faults import LockedError
 from kgents_backup.operations.daily import DailyOutcome, DailyRun
+from kgents_backup.operations.restoring.transaction import Restoration
 from kgents_backup.operations.standing import Inspection
 from kgents_backup.operations.verifying import verify
 from kgents_backup.settings import BackupSettings
@@ -31,6 +34,7 @@ from kgents_backup.sinks.store.sealing import new_key
 from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common import streams
 from kgents_common.clock import ManualClock, SystemClock
+from kgents_common.errors import KgentsError
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsServer, S3Server, free_port
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
@@ -159,6 +163,33 @@ async def test_two_runs_never_mix(client: VerbatimClient, nats_url: str, tmp_pat
     async with opened(settings_for(nats_url, tmp_path)) as backup, backup.daily.lease(backup.local):
         with pytest.raises(LockedError, match="is held by"):
             await backup.daily.run()
+
+
+async def test_no_daily_run_merges_or_prunes_under_a_running_restore(
+    client: VerbatimClient, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: whatever the restore is at, the run is refused, and its files stay; also what undoes it."""
+    settings = settings_for(nats_url, tmp_path, streams="AGENTESE")
+    async with opened(settings) as backup, opened(settings) as other:
+        await archive(client, backup.local)
+        refused: list[str] = []
+
+        def meanwhile(real):  # type: ignore[no-untyped-def]
+            async def called(self: Restoration, *given: object) -> object:
+                with pytest.raises(LockedError, match="the lock run is held by"):
+                    await other.daily.run()
+                refused.append(real.__name__)
+                return await real(self, *given)
+
+            return called
+
+        monkeypatch.setattr(Restoration, "_replace", meanwhile(Restoration._replace))
+        monkeypatch.setattr(Restoration, "undo", meanwhile(Restoration.undo))
+        assert await run_restore(backup, _parser().parse_args(["restore", "--replace"])) == 0
+        with pytest.raises(KgentsError, match="no restore of AGENTESE is under way"):
+            await run_restore(backup, _parser().parse_args(["restore", "--undo"]))
+        assert refused == ["_replace", "undo"]
+        assert (await other.daily.run()).failures == {}
 
 
 async def test_sealed_backups_restore_and_drill_the_same(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -50,6 +50,31 @@ Probe = Callable[[], Check]
 def up(is_up: bool, detail: str = "") -> Check:
     """A thing that is there or is not."""
     return Check(Status.OK if is_up else Status.DOWN, detail)
+
+
+class LastLook:
+    """Whether a neighbour had what we need when it was last looked at: a database, also its tables.
+
+    Args:
+        fault: Until the first look; empty for none.
+    """
+
+    def __init__(self, fault: str = "") -> None:
+        self._fault = fault
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """While it is looked at; any error is a fault until a look without one."""
+        try:
+            yield
+        except Exception as error:
+            self._fault = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise
+        self._fault = ""
+
+    def check(self) -> Check:
+        """For the health document."""
+        return up(not self._fault, self._fault)
 
 
 def circuit(breaker: CircuitBreaker | None) -> Check:

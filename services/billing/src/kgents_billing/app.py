@@ -31,7 +31,7 @@ from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
 from kgents_common.dead_letters import Mirror
 from kgents_common.errors import TransientError
-from kgents_common.health import Health, Heartbeat, circuit, up
+from kgents_common.health import Health, Heartbeat, LastLook, circuit, up
 from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
 from kgents_common.keyring import open_keyring
 from kgents_common.leadership import leadership
@@ -95,8 +95,8 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
     document.needed["consumer"] = watchdog.check
     document.useful["keys"] = keyring.check
     document.needed["nats"] = lambda: up(connection.is_reading)
-    postgres = {"is_up": True}
-    document.needed["postgres"] = lambda: up(postgres["is_up"])
+    postgres = LastLook()
+    document.needed["postgres"] = postgres.check
     document.useful["streams"] = fill.check
     document.useful["redis"] = lambda: circuit(leases.breaker if isinstance(leases, RedisLeases) else None)
     document.useful["stripe"] = lambda: circuit(stripe.breaker if stripe else None)
@@ -246,26 +246,20 @@ def _stripe_rounds(
     ]
 
 
-def _watch(
-    pool: Pool, letters: Letters, watchdog: Watchdog, metrics: Metrics, postgres: dict[str, bool]
-) -> Work:
+def _watch(pool: Pool, letters: Letters, watchdog: Watchdog, metrics: Metrics, postgres: LastLook) -> Work:
     outbox, subscriptions = Outbox(pool, CrashPoints(None)), Subscriptions(pool)
 
     async def watch() -> bool:
         metrics.pending.set(watchdog.pending)
-        try:
+        with postgres.looking():
             owed, age = await outbox.depth()
             waiting, dead = await letters.counts()
             to_refetch = await subscriptions.count_to_refetch()
-        except TransientError:
-            postgres["is_up"] = False
-            raise
         metrics.owed.set(owed)
         metrics.owed_age.set(age)
         metrics.quarantined.set(waiting)
         metrics.dead_letters.set(dead)
         metrics.to_refetch.set(to_refetch)
-        postgres["is_up"] = True
         return False
 
     return watch

@@ -16,8 +16,7 @@ from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
 from kgents_common.dead_letters import DeadLetter, DeadLetters, Mirror
-from kgents_common.errors import TransientError
-from kgents_common.health import Health, Heartbeat, circuit, up
+from kgents_common.health import Health, Heartbeat, LastLook, circuit, up
 from kgents_common.keyring import open_keyring
 from kgents_common.publisher import Publisher
 from kgents_common.request_metrics import RequestMetrics
@@ -143,8 +142,8 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     document.useful["ledger"] = guard.check
     document.useful["meters"] = meters.check
     document.useful["streams"] = fill.check
-    pending: dict[str, bool] = {"postgres": True}
-    document.needed["postgres"] = lambda: up(pending["postgres"])
+    postgres = LastLook()
+    document.needed["postgres"] = postgres.check
 
     side = None
     if settings.role == "all":
@@ -173,7 +172,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
         # Dead letters are in the ledger: their copies on the bus leave room for what is nowhere else.
         Round("mirror", fill.leaving_room(subjects.EVENTS, mirror.run)),
         Round("fill", fill.look, EVERY_SECONDS),
-        Round("watch", _watch_round(pool, watchdog, metrics, pending)),
+        Round("watch", _watch_round(pool, watchdog, metrics, postgres)),
     )
     parts: list[service.Part] = [
         connection,
@@ -266,16 +265,12 @@ def _backfill_round(pool: Pool) -> Work:
     return backfill
 
 
-def _watch_round(pool: Pool, watchdog: Watchdog, metrics: Metrics, seen: dict[str, bool]) -> Work:
+def _watch_round(pool: Pool, watchdog: Watchdog, metrics: Metrics, postgres: LastLook) -> Work:
     async def watch() -> bool:
         metrics.stream_pending.set(watchdog.pending)
-        try:
+        with postgres.looking():
             found = await gaps(pool, streams.METERING.stream)
-        except TransientError:
-            seen["postgres"] = False
-            raise
         metrics.gap_events.set(sum(last - first + 1 for _, first, last in found))
-        seen["postgres"] = True
         return False
 
     return watch

@@ -14,8 +14,7 @@ from kgents_common import database, health, service
 from kgents_common.application import application
 from kgents_common.clock import Clock
 from kgents_common.connection import Connection
-from kgents_common.errors import TransientError
-from kgents_common.health import Health, Heartbeat, up
+from kgents_common.health import Health, Heartbeat, LastLook, up
 from kgents_common.keyring import Keyring, open_keyring
 from kgents_common.request_metrics import RequestMetrics
 from kgents_common.telemetry import Tracing, new_registry
@@ -115,9 +114,9 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     side = read_side(settings, keys, registry, clock)
     connection = Connection(settings, name="kgent-metering-reads")
     document = Health(SERVICE, settings.instance)
-    seen = {"postgres": False, "schema": False}
+    postgres, seen = LastLook("not looked at yet"), {"schema": False}
     document.needed["keys"] = keys.check
-    document.needed["postgres"] = lambda: up(seen["postgres"])
+    document.needed["postgres"] = postgres.check
     document.needed["schema"] = lambda: up(seen["schema"], "" if seen["schema"] else "the writer migrates it")
     document.useful["nats"] = lambda: up(connection.is_reading)
     await service.serve(
@@ -131,7 +130,7 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
         parts=[
             connection,
             *side.parts(),
-            Upkeep(Round("look", _look_round(side.pool, seen))),
+            Upkeep(Round("look", _look_round(side.pool, postgres, seen))),
             Heartbeat(document, connection, clock, every_seconds=settings.heartbeat_seconds),
         ],
         registry=registry,
@@ -140,14 +139,10 @@ async def run_reads(settings: MeteringSettings, clock: Clock) -> None:
     )
 
 
-def _look_round(pool: Pool, seen: dict[str, bool]) -> Work:
+def _look_round(pool: Pool, postgres: LastLook, seen: dict[str, bool]) -> Work:
     async def look() -> bool:
-        try:
+        with postgres.looking():
             seen["schema"] = await is_current(pool)
-        except TransientError:
-            seen["postgres"] = False
-            raise
-        seen["postgres"] = True
         return False
 
     return look
