@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
+from kgents_api.handlers.events import Events
+from kgents_api.handlers.intake import Limits as Sizes
+from kgents_api.handlers.refusal import Refused
 from kgents_api.handlers.request import expected_size
+from kgents_api.model.caller import Caller
 from kgents_api.model.rate_limit import Bucket, Quota, RateLimiter
+from kgents_api.model.receipts import Failure, PartlyStoredError, Receipt
 from kgents_api.model.tenant_limits import FairShare, Limit, TenantLimits
 from kgents_api.settings import ApiSettings
 from kgents_common import keyring
 from kgents_common.clock import ManualClock
-from kgents_common.errors import ConfigurationError
+from kgents_common.errors import ConfigurationError, PermanentError
 from kgents_devstack.servers import NatsServer, apply_streams
 
 from .conftest import serving
@@ -63,6 +68,49 @@ async def test_what_came_to_nothing_is_given_back() -> None:
     for _ in range(20):
         assert (await made.take("acme", 10, 1)).verdict.allowed
         made.give_back("acme", 10, 1)
+
+
+class Away:
+    """A sink that stores nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def publish(self, *_: object) -> list[Receipt]:
+        raise self.error
+
+
+class Lets:
+    """Authentication that knows everybody as acme."""
+
+    async def caller(self, *_: object, **__: object) -> Caller:
+        return Caller("acme", frozenset({"events:write"}), "key_1")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (PartlyStoredError([Failure(0, "away")], 1), 503),
+        (PermanentError("larger than the stream takes"), 413),
+    ],
+)
+async def test_what_the_door_did_not_store_costs_nothing(error: Exception, status: int) -> None:
+    """Rule: while the stream is away, whoever sends again and again has its rate when it is back."""
+    made = limits(events=1, kibibytes=1)
+    size = Sizes(event_bytes=MIB, batch_bytes=MIB, batch_events=10)
+    door = Events(Lets(), Away(error), FairShare(MIB * 8), limits=size, clock=ManualClock(), limiter=made)  # type: ignore[arg-type]
+    body = json.dumps({"specversion": "1.0", "id": "1", "source": "s", "type": "t"}).encode()
+    headers = [(b"content-type", b"application/cloudevents+json"), (b"content-length", b"%d" % len(body))]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    for _ in range(3):
+        scope = {"type": "http", "method": "POST", "path": "/v1/events", "headers": headers}
+        with pytest.raises(Refused) as refused:
+            await door(scope, receive, None)  # type: ignore[arg-type]
+        assert refused.value.response.status_code == status
+    assert (await made.take("acme", 1, 1)).verdict.allowed
 
 
 def test_one_that_fills_the_door_leaves_room_for_whoever_comes() -> None:

@@ -279,9 +279,14 @@ async def test_every_read_finds_its_rows_by_an_index(grown: Pool) -> None:
         for aggregation in (Aggregation.SUM, Aggregation.UNIQUE_COUNT, Aggregation.LATEST):
             meter = await reads.meter(aggregation.lower())
             assert meter is not None
-            for size, zone in ((None, "UTC"), (Window.DAY, "Asia/Kolkata"), (Window.MONTH, "Asia/Tokyo")):
+            for size, zone, days in (
+                (None, "UTC", 2),
+                (Window.DAY, "Asia/Kolkata", 2),
+                (Window.DAY, "Asia/Kolkata", 60),  # 120 ranges of hours and of minutes
+                (Window.MONTH, "Asia/Tokyo", 2),
+            ):
                 query = Query(span, size, zone, group_by=("model",))
-                start, end = now - timedelta(days=2, minutes=7), now - timedelta(minutes=3)
+                start, end = now - timedelta(days=days, minutes=7), now - timedelta(minutes=3)
                 made = windows(size, zone, start, end - MINUTE) if size else None
                 chosen = levels(start, end, made)
                 text, values = statement.build(meter, "acme", query, Rollup(), chosen, made, limit=1000)
