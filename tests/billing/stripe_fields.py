@@ -30,7 +30,7 @@ _ITEM = (
 )  # fmt: skip
 # `test_stripe_versions.py` holds this against what billing's code really reads.
 FIELDS: Mapping[str, tuple[str, ...]] = {
-    "balance_transaction": ("amount", "created", "currency", "id", "source", "type"),
+    "balance_transaction": ("amount", "created", "currency", "exchange_rate", "id", "source", "type"),
     "charge": (
         "amount_refunded", "created", "currency", "customer", "id", "metadata", "object", "payment_intent",
     ),
@@ -46,6 +46,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "customer": ("id", "metadata", "object"),
     "dispute": (
         "amount", "balance_transactions", "balance_transactions[].amount", "balance_transactions[].created",
+        "balance_transactions[].currency",
         "charge", "created", "currency", "id", "livemode", "metadata", "object", "payment_intent", "reason",
         "status",
     ),

@@ -149,6 +149,29 @@ def test_a_part_is_paid_and_the_rest_is_written_off(gap: int) -> None:
     assert balance(late, life) == {"usd": 10_000}
 
 
+def test_a_part_that_was_paid_of_a_void_invoice_is_received() -> None:
+    """Rule: what was paid before nothing more was asked for is money; written off and then void, once."""
+    void = {**invoice(amount_paid=700), "status": "void"}
+    billing = told(("invoice.marked_uncollectible", void, 1), ("invoice.voided", void, 2))
+    assert moves(billing) == {"pay.part:in_1": 700, "pay.part_void:in_1": 700, "pay.part_in_void:in_1": -700}
+    assert moves(told(("invoice.voided", {**void, "amount_paid": 0}, 2))) == {}
+    (entry,) = (entry for _, entry in told(("invoice.voided", void, 2)).entries.values())
+    assert (entry.state, entry.in_balance) == ("voided", 700)
+
+
+def test_a_dispute_is_in_the_currency_that_was_paid_in() -> None:
+    """Rule: where the balance is kept in another currency, its amounts are not those of the payment."""
+    moved = [
+        objects.balance_transaction("txn_1", "dp_1", "adjustment", -650, currency="usd", at=START),
+        objects.balance_transaction("txn_2", "dp_1", "adjustment", 640, currency="usd", at=START + 9),
+    ]
+    whole = dispute(balance_transactions=moved, amount=2000)
+    billing = told(("charge.dispute.funds_withdrawn", {**whole, "balance_transactions": moved[:1]}, 1),
+                   ("charge.dispute.funds_reinstated", whole, 9))  # fmt: skip
+    assert moves(billing) == {"dispute:dp_1:funds_withdrawn": -2000, "dispute:dp_1:funds_reinstated": 2000}
+    assert {entry.currency for _, entry in billing.entries.values()} == {"kwd"}
+
+
 def test_what_is_paid_past_stripe_is_paid_and_not_in_its_balance() -> None:
     """Rule: current versions have a sum of it, older ones a flag; the fact says how much."""
     life = Life().wait(5).pay(outside=True)

@@ -90,6 +90,14 @@ async def test_a_days_money_is_held_against_stripe(database_url: str, stripe: St
         last = await check.run(DAY, repairs=True)
         assert last.unknown == ["ch_stray: 55 usd (charge) is in no entry"]
         assert (last.balance["usd"] - last.entries["usd"], last.agrees) == (55, False)
+        # In a balance of another currency, a movement is compared in the one that was paid in.
+        assert life.charge is not None
+        charged = {**life.charge, "id": "ch_eur", "currency": "usd", "amount": 55, "payment_intent": None}
+        stripe.put(charged)
+        eur = objects.balance_transaction("txn_eur", "ch_eur", "charge", 60, currency="eur", at=DAY + 5)
+        stripe.put({**eur, "exchange_rate": 1.09})
+        in_eur = await check.run(DAY, repairs=False)
+        assert (in_eur.balance["eur"], in_eur.balance["usd"] - last.balance["usd"]) == (0, 55)
         # Nothing of that day is another day's.
         assert (await check.run(DAY - DAY_SECONDS, repairs=True)).agrees
         assert await billing.facts() == facts

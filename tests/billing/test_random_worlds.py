@@ -56,15 +56,19 @@ def accesses(row: Subscription, world: World) -> list[Reading]:
 
 @pytest.mark.parametrize("orders", [150, pytest.param(10_000, marks=pytest.mark.long)])
 def test_any_order_is_the_order_it_happened_in(orders: int) -> None:
-    """Rule: with moves, parts, refunds in every state, disputes, payments past Stripe, mixed intervals,
-    pauses, accounts, both modes, duplicates and changes of one second (P6); entries equal the balance, to the
-    minor unit."""
-    roll, compared, marked = random.Random(2026), 0, 0
+    """Rule: with moves, parts, refunds in every state, disputes, credit notes, payments past Stripe, mixed
+    intervals, pauses, accounts, both modes, duplicates and changes of one second (P6); entries equal the
+    balance, to the minor unit."""
+    roll, compared, marked, noted = random.Random(2026), 0, 0, 0
     for _ in range(orders // 5):
         world = World(roll)
         world.live(roll.randrange(4, 16))
         wanted = taken(world, world.bodies)
         assert without_nothing(held(wanted)) == without_nothing(world.balance)
+        notes = {f"cn:{note['id']}:issued" for note in world.notes}
+        notes |= {f"cn:{note['id']}:void" for note in world.notes if note["status"] == "void"}
+        assert {key for key in wanted.facts if key.startswith("cn:")} == notes
+        noted += len(notes)
         now = world.second + 1
         for _ in range(5):
             bodies = [*world.bodies, *roll.sample(world.bodies, k=len(world.bodies) // 5)]
@@ -83,6 +87,7 @@ def test_any_order_is_the_order_it_happened_in(orders: int) -> None:
                 assert past_due_since(row) == past_due_since(wanted.rows[name])
                 assert accesses(row, world) == accesses(wanted.rows[name], world)
     assert compared > 5 * marked
+    assert noted > orders // 20
 
 
 def test_the_other_mode_and_an_account_nobody_listed_tell_nothing() -> None:

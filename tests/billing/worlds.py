@@ -41,6 +41,8 @@ class World:
         self.paid: list[tuple[str, int, str]] = []  # payment intent, amount, currency
         self.pending: list[Thing] = []
         self.disputed: list[Thing] = []
+        self.billed: list[Thing] = []
+        self.notes: list[Thing] = []
 
     def live(self, changes: int) -> None:
         """So many things happen."""
@@ -54,6 +56,8 @@ class World:
             found += [self._pay, self._pay, self._fail, self._write_off, self._pay_outside]
         if self.paid:
             found += [self._refund, self._refund, self._dispute]
+        if self.billed:
+            found += [self._credit, self._void_credit]
         if self.pending:
             found += [self._refund_ends] * 2
         return found + ([self._win] if self.disputed else [])
@@ -111,6 +115,7 @@ class World:
         )  # fmt: skip
         self._tell("invoice.finalized", invoice)
         self.open.append(invoice)
+        self.billed.append(invoice)
 
     def _pay(self) -> None:
         """All of what is left, or a third of it."""
@@ -213,6 +218,34 @@ class World:
         self._took(dispute, -amount)
         self._tell("charge.dispute.funds_withdrawn", dispute)
         self.disputed.append(dispute)
+
+    def _credit(self) -> None:
+        """Before it is paid, less is left to pay; afterwards the customer has it, here or past Stripe."""
+        invoice = self.roll.choice(self.billed)
+        is_open = invoice in self.open and invoice["status"] == "open"
+        amount = 1 + self.roll.randrange(200)
+        if is_open and invoice["amount_remaining"] <= 3 * amount:
+            return
+        note = objects.credit_note(
+            new_id("cn"), invoice=invoice["id"], payer=self.customer, amount=amount,
+            currency=invoice["currency"], at=self.second,
+        )  # fmt: skip
+        if is_open:
+            note |= {"pre_payment_amount": amount, "post_payment_amount": 0, "type": "pre_payment"}
+            invoice["amount_remaining"] -= amount
+            invoice["amount_due"] -= amount
+        elif self.roll.random() < 0.5:
+            note["out_of_band_amount"] = amount
+        self._tell("credit_note.created", note)
+        self.notes.append(note)
+
+    def _void_credit(self) -> None:
+        """Only of what was paid: less is left to pay still."""
+        valid = [note for note in self.notes if note["type"] == "post_payment" and note["status"] == "issued"]
+        if valid:
+            note = self.roll.choice(valid)
+            note |= {"status": "void", "voided_at": self.second}
+            self._tell("credit_note.voided", note)
 
     def _win(self) -> None:
         dispute = self.disputed.pop(self.roll.randrange(len(self.disputed)))

@@ -4,6 +4,7 @@ where an object tells what is missing."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,14 @@ from kgents_common.errors import PermanentError
 DAY_SECONDS = 86_400
 # Of Stripe's balance, what payments, refunds and disputes move; fees, payouts and transfers are no entries.
 _MOVEMENTS = ("charge", "payment", "refund", "payment_refund", "refund_failure", "payment_failure_refund")
+
+
+_PATHS = {
+    "re": "/v1/refunds/",
+    "pyr": "/v1/refunds/",
+    "dp": "/v1/disputes/",
+    "du": "/v1/disputes/",
+}
 
 
 @dataclass(slots=True)
@@ -142,16 +151,24 @@ class MoneyCheck:
                 found.append(f"{name}: {state} {known.seen[state].amount}; Stripe says {mark.amount}")
         return found
 
+    async def _in_its_currency(
+        self, stripe: StripeApi, source: str, moved: Mapping[str, Any]
+    ) -> tuple[int, str]:
+        """A movement in the currency that was paid in, as entries are, where the balance has another."""
+        amount, currency = int(moved["amount"]), str(moved["currency"])
+        if moved.get("exchange_rate") is None:
+            return amount, currency
+        thing = (await stripe.get(_PATHS.get(source.partition("_")[0], "/v1/charges/") + source)).data
+        whole = int(thing["amount"])
+        return -whole if amount < 0 else whole, str(thing["currency"])
+
     async def _movement(self, stripe: StripeApi, moved: dict[str, Any], report: MoneyReport) -> None:
         """One movement of the balance, and what its entry says."""
-        source, amount, currency = (
-            reference(moved.get("source")),
-            int(moved["amount"]),
-            str(moved["currency"]),
-        )
+        source = reference(moved.get("source"))
         is_dispute = moved.get("type") == "adjustment" and (source or "").startswith(("dp_", "du_"))
         if source is None or not (moved.get("type") in _MOVEMENTS or is_dispute):
             return
+        amount, currency = await self._in_its_currency(stripe, source, moved)
         report.balance[currency] += amount
         if is_dispute:
             rounds = await self._entries.like(EntryKind.DISPUTE, f"{source}/")

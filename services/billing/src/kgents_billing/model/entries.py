@@ -41,7 +41,7 @@ RANKS: Mapping[EntryKind, tuple[str, ...]] = {
 # What says what was paid in all.
 _TOTALS = (EntryKind.INVOICE, EntryKind.CHECKOUT)
 # States in which an entry moved money at Stripe: a refund is taken from the balance while it is pending.
-IN_BALANCE = frozenset({"uncollectible", "paid", "pending", "succeeded", "withdrawn", "reinstated"})
+IN_BALANCE = frozenset({"voided", "uncollectible", "paid", "pending", "succeeded", "withdrawn", "reinstated"})
 
 
 class Mark(msgspec.Struct, frozen=True):

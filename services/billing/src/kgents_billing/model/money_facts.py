@@ -32,6 +32,8 @@ def _told(entry: Entry, state: str, mark: Mark) -> list[Fact]:
             return [_fact(entry, kinds.PAID, f"pay.ok:{name}", mark, moves=mark.amount)]
         case EntryKind.INVOICE, "uncollectible" if mark.amount:
             return [_fact(entry, kinds.PARTIAL, f"pay.part:{name}", mark, moves=mark.amount)]
+        case EntryKind.INVOICE, "voided":
+            return [_fact(entry, kinds.PARTIAL, f"pay.part_void:{name}", mark, moves=mark.amount)]
         case EntryKind.CHECKOUT, "paid":
             return [
                 _fact(entry, kinds.PAID, f"pay.ok:{name}", mark, moves=mark.amount, formerly=(f"pay:{name}",))
@@ -68,12 +70,12 @@ def _told(entry: Entry, state: str, mark: Mark) -> list[Fact]:
 def _taken_back(entry: Entry) -> list[Fact]:
     """What two states say together: what the one moved, the other takes back."""
     seen, name = entry.seen, entry.id
-    if entry.kind is EntryKind.INVOICE and {"paid", "uncollectible"} <= set(seen):
+    if entry.kind is EntryKind.INVOICE and "uncollectible" in seen and seen["uncollectible"].amount:
         part = seen["uncollectible"]
-        if part.amount:
-            mark = Mark(part.amount, seen["paid"].second, data=part.data)
-            key = f"pay.part_included:{name}"
-            return [_fact(entry, kinds.PARTIAL_INCLUDED, key, mark, moves=-part.amount)]
+        for state, key in (("paid", f"pay.part_included:{name}"), ("voided", f"pay.part_in_void:{name}")):
+            if state in seen:
+                mark = Mark(part.amount, seen[state].second, data=part.data)
+                return [_fact(entry, kinds.PARTIAL_INCLUDED, key, mark, moves=-part.amount)]
     ended = next((seen[state] for state in ("failed", "canceled") if state in seen), None)
     if entry.kind is EntryKind.REFUND and ended is not None and "succeeded" in seen:
         moved = seen["succeeded"].amount

@@ -22,6 +22,8 @@ INVOICE_VERBS = {
     "invoice.marked_uncollectible": "marked_uncollectible",
     "invoice.overdue": "overdue",
 }
+# Nothing more is asked for: what was paid by then stays.
+_GIVEN_UP = {"invoice.marked_uncollectible": "uncollectible", "invoice.voided": "voided"}
 _MODES = ("payment", "setup", "subscription")
 _STATUSES = ("no_payment_required", "paid", "unpaid")
 # Of a payment Stripe tells both, of one out of band the first, older endpoints often take the second alone.
@@ -93,12 +95,15 @@ def invoice_said(event: StripeEvent, invoice: Json, *, tells_zero: bool = False)
     if verb is None:
         return Said()
     told = fact(event, f"invoice.{verb}", f"inv.{verb}:{name}", {**common, "due": _remaining(invoice)})
-    if event.type != "invoice.marked_uncollectible":
+    state = _GIVEN_UP.get(event.type)
+    if state is None:
         return Said([told])
-    # What was paid of it until then; the rest is what the fact says is written off.
+    # What was paid of it until then; the rest is what the fact says is written off, or void.
     part = amount(invoice, "amount_paid").amount_minor
+    if part == 0 and state == "voided":
+        return Said([told])
     mark = Mark(part, event.second, data=without_nothing(common))
-    return Said([told], [entry(event, EntryKind.INVOICE, name, name, invoice, "uncollectible", mark)])
+    return Said([told], [entry(event, EntryKind.INVOICE, name, name, invoice, state, mark)])
 
 
 def invoice_payment_said(event: StripeEvent, payment: Json) -> Said:

@@ -133,6 +133,9 @@ def _movements(
         if isinstance(moved, bool) or not isinstance(moved, int) or abs(moved) > MAX_MINOR:
             raise MalformedAmountError("dispute.balance_transactions.amount must be a whole number")
         when = event.second if second is None else second
+        if str(at(one, "currency")).lower() != str(dispute.get("currency")).lower():
+            # The balance is kept in another currency than was paid in: what was disputed is what moved.
+            moved = -whole if moved < 0 else whole
         taken.append(("withdrawn" if moved < 0 else "reinstated", moved, when))
     if not taken and happening in ("funds_withdrawn", "funds_reinstated"):
         state = happening.removeprefix("funds_")
