@@ -40,6 +40,27 @@ CONTRASTS = """
 })()
 """
 
+# Words at the head of a column or a row that take more than one line box.
+BROKEN_WORDS = """
+[...document.querySelectorAll('th, td:first-child')].flatMap((th) => {
+  const found = [], text = document.createTreeWalker(th, NodeFilter.SHOW_TEXT);
+  for (let node; (node = text.nextNode());) for (const word of node.data.matchAll(/\\S+/g)) {
+    const range = document.createRange();
+    range.setStart(node, word.index);
+    range.setEnd(node, word.index + word[0].length);
+    if (new Set([...range.getClientRects()].map((r) => Math.round(r.top))).size > 1) found.push(word[0]);
+  }
+  return found;
+})
+"""
+
+TOO_WIDE = """
+[...document.querySelectorAll('section table')].filter((table) => {
+  const card = table.closest('section'), right = parseFloat(getComputedStyle(card).paddingRight);
+  return table.getBoundingClientRect().right > card.getBoundingClientRect().right - right + 1;
+}).map((table) => table.id)
+"""
+
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[PageServer]:
@@ -62,7 +83,7 @@ def browser(page: PageServer, tmp_path: Path) -> Iterator[Browser]:
         one.until(f"{ROWS} === {len(EVERYTHING)}")
         one.until("document.querySelector('#usage-plot path') !== null")
         yield one
-        assert not one.errors
+        assert one.errors == []
 
 
 def test_an_event_is_published_and_its_way_is_seen(browser: Browser) -> None:
@@ -113,6 +134,34 @@ def test_it_fits_and_can_be_read(browser: Browser, tmp_path: Path, width: int, d
     browser.picture(tmp_path / "page.png")
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run(CONTRASTS) == []
+
+
+@pytest.mark.parametrize("width", [390, 800, 1400])
+def test_a_table_fits_and_breaks_no_word_of_its_headings(browser: Browser, width: int) -> None:
+    """Rule: a word stands on one line, and no table leaves its card."""
+    browser.look(width=width, height=900)
+    browser.until(f"window.innerWidth === {width}")
+    assert browser.run(BROKEN_WORDS) == []
+    assert browser.run(TOO_WIDE) == []
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_messages_are_a_page(browser: Browser, page: PageServer, width: int) -> None:
+    """Rule: the document of both streams is one click away, needs nothing from elsewhere, and fits."""
+    assert browser.run("[...document.querySelectorAll('#links a')].map((a) => a.pathname)").count(
+        "/docs/messages"
+    )
+    browser.look(width=width, height=900)
+    browser.open(f"{page.url}/docs/messages#deadletters")
+    browser.until("document.querySelector('#deadletters') !== null")
+    assert "agentese.{tenant}.{type}" in browser.run("document.body.innerText")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(CONTRASTS) == []
+    assert httpx.get(f"{page.url}/docs/asyncapi.json").json()["asyncapi"].startswith("3.")
+    links = browser.run("[...document.querySelectorAll('main a[href]')].map((a) => a.href)")
+    inside = {link.partition("#")[2] for link in links if link.startswith(f"{page.url}/docs/messages#")}
+    missing = [name for name in inside if not browser.run(f"document.getElementById('{name}') !== null")]
+    assert not missing
 
 
 def test_keyboard_and_screen_reader(browser: Browser) -> None:

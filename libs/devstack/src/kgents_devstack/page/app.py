@@ -44,7 +44,7 @@ POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancesto
 USAGE_MINUTES = 30
 FIRST = "tokens"
 PING_SECONDS = 15.0
-RUNBOOKS = Path(__file__).resolve().parents[5] / "docs" / "runbooks"
+DOCS = Path(__file__).resolve().parents[5] / "docs"
 
 
 class Page:
@@ -201,7 +201,8 @@ def make_app(page: Page) -> Starlette:
         Route("/events", page.publish, methods=["POST"]),
         Route("/garbage", page.garbage, methods=["POST"]),
         Route("/v1/traces", page.spans_in, methods=["POST"]),
-        Route("/runbooks/{name}", runbook),
+        Route("/runbooks/{name}", document),
+        Route("/docs/{name}", document),
     ]
     app = Starlette(routes=routes)
     app.add_middleware(OnlyThisPage)
@@ -235,22 +236,32 @@ class OnlyThisPage:
         await self._app(scope, receive, guarded)
 
 
-async def runbook(request: Request) -> Response:
-    """A runbook as a page, its sections with the anchors that alerts link to."""
+async def document(request: Request) -> Response:
+    """A document or a runbook as a page, its sections with the anchors that others link to."""
     name = request.path_params["name"]
-    path = RUNBOOKS / f"{name.removesuffix('.md')}.md"
-    if not re.fullmatch(r"[a-z]+(\.md)?", name) or not path.is_file():
-        return _problem(404, "there is no such runbook")
+    folder = DOCS / "runbooks" if request.url.path.startswith("/runbooks/") else DOCS
+    if name == "asyncapi.json" and folder is DOCS:
+        return Response((DOCS / name).read_bytes(), media_type="application/json")
+    path = folder / f"{name.removesuffix('.md')}.md"
+    if not re.fullmatch(r"[a-z-]+(\.md)?", name) or not path.is_file():
+        return _problem(404, "there is no such document")
     if name.endswith(".md"):
-        return RedirectResponse(f"/runbooks/{path.stem}")
+        return RedirectResponse(path.stem)
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(path.read_text())
-    body = re.sub(r"<h2>(\w+)</h2>", lambda m: f'<h2 id="{m[1].lower()}">{m[1]}</h2>', body)
+    body = re.sub(r"<h([23])>(.+?)</h\1>", lambda m: f'<h{m[1]} id="{_anchor(m[2])}">{m[2]}</h{m[1]}>', body)
     return HTMLResponse(
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>Runbook: {html.escape(path.stem)}</title><link rel=stylesheet href=/page.css>"
+        f"<title>{html.escape(path.stem)}, kgents</title><link rel=stylesheet href=/page.css>"
+        "<link rel=icon href=/icon.svg type=image/svg+xml>"
         f"<main class=text><p><a href=/>Back to the stack</a></p>{body}</main></html>"
     )
+
+
+def _anchor(heading: str) -> str:
+    """As repositories on the web make it."""
+    words = re.sub(r"<[^>]+>", "", heading).lower()
+    return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
@@ -266,7 +277,8 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
 def _links(stack: Stack) -> list[dict[str, str]]:
     api = stack.service("api").operations_url
     return [
-        {"what": "The contract", "url": f"{api}/docs"},
+        {"what": "The contract of the door", "url": f"{api}/docs"},
+        {"what": "Messages (AsyncAPI)", "url": "/docs/messages"},
         {"what": "Health of the whole system", "url": f"{api}/health/saas"},
         {"what": "NATS's monitor", "url": stack.nats.monitor_url},
     ]

@@ -32,7 +32,7 @@ class Feed:
         self.seen = 0
 
     async def start(self, url: str) -> None:
-        """Begin to follow."""
+        """Begin to follow; what is published from now on is seen."""
         # Whatever anybody published, a subject that is no text included, ends nothing here.
         self._client = Client()
         await self._client.connect(
@@ -40,6 +40,7 @@ class Feed:
         )
         for kind, subject in SUBJECTS.items():
             await self._client.subscribe(subject, cb=self._hearing(kind))
+        await self._client.flush()
 
     async def stop(self) -> None:
         """Stop following."""
