@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kgents_billing.model import event as events
-from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
+from kgents_billing.model.decision import Decision, Outcome, decide, settle
 from kgents_billing.model.entries import Entry, merged
 from kgents_billing.model.event import StripeEvent
 from kgents_billing.model.facts import Fact, stamped
+from kgents_billing.model.known import Fetched, Known, Options
 from kgents_billing.model.money_facts import facts_of
 from kgents_billing.model.ownership import Kind, Word
 from kgents_billing.model.projection import digest, project

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from kgents_billing.model import event as events
-from kgents_billing.model.decision import Known, Options, Outcome, decide
+from kgents_billing.model.decision import Outcome, decide
 from kgents_billing.model.event_map import ENDPOINT_TYPES
 from kgents_billing.model.facts import Fact
+from kgents_billing.model.known import Known, Options
 from kgents_billing.model.money_facts import facts_of
 from kgents_billing.model.projection import UnreadableObjectError
 from kgents_devstack.stripe import objects

@@ -22,7 +22,7 @@ from kgents_billing.handlers.money_check import DAY_SECONDS, MoneyCheck
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reconcile import Survey
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.decision import Options
+from kgents_billing.model.known import Options
 from kgents_billing.model.ownership import Kind, Word, history
 from kgents_billing.sinks.store import Store
 from kgents_billing.sinks.store.assign import Assignments

@@ -11,7 +11,8 @@ import pytest
 from kgents_billing.handlers.process import Processor
 from kgents_billing.metrics import Metrics
 from kgents_billing.model import event as events
-from kgents_billing.model.decision import Known, Options, Outcome, decide
+from kgents_billing.model.decision import Outcome, decide
+from kgents_billing.model.known import Known, Options
 from kgents_billing.settings import BillingSettings
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common.clock import SystemClock

@@ -13,9 +13,10 @@ import pytest
 from kgents_billing.handlers.defects import where
 from kgents_billing.model import event as events
 from kgents_billing.model.amounts import MalformedAmountError
-from kgents_billing.model.decision import Options, Outcome
+from kgents_billing.model.decision import Outcome
 from kgents_billing.model.entries import EntryKind, sums
 from kgents_billing.model.event import MalformedEventError
+from kgents_billing.model.known import Options
 from kgents_common import stripe_events
 from kgents_devstack.stripe import START, Life, objects, snapshot
 

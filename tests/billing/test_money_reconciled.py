@@ -20,7 +20,7 @@ from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reads import EXCEPTION_HANDLERS, Reads, routes
 from kgents_billing.handlers.reconcile import Surveyed
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.decision import Options
+from kgents_billing.model.known import Options
 from kgents_billing.sinks.store.cursors import Backfills
 from kgents_billing.sinks.store.entries import Entries
 from kgents_billing.sinks.stripe_api import StripeApi

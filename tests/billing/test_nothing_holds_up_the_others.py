@@ -13,7 +13,8 @@ from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reconcile import Poll, Survey, Surveyed
 from kgents_billing.handlers.rounds import Quarantine, Refetch
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.decision import Fetched, Outcome
+from kgents_billing.model.decision import Outcome
+from kgents_billing.model.known import Fetched
 from kgents_billing.model.projection import UnreadableObjectError, digest, project
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.store.tenants import Tenants

@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kgents_billing.model.access import Reading
-from kgents_billing.model.decision import Options, Outcome
+from kgents_billing.model.decision import Outcome
 from kgents_billing.model.entitlement import reading_of
 from kgents_billing.model.entries import Entry, sums
+from kgents_billing.model.known import Options
 from kgents_billing.model.ownership import history
 from kgents_billing.model.subscription import Subscription, past_due_since
 

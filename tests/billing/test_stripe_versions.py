@@ -22,8 +22,9 @@ from kgents_billing.handlers.money_check import MoneyCheck, MoneyReport
 from kgents_billing.handlers.objects import LISTED, event_of
 from kgents_billing.handlers.payers import Payers
 from kgents_billing.model import event as events
-from kgents_billing.model.decision import Known, Options, decide
+from kgents_billing.model.decision import decide
 from kgents_billing.model.event_map import is_known
+from kgents_billing.model.known import Known, Options
 from kgents_billing.model.tenant import hints
 from kgents_billing.sinks.stripe_api import API_VERSION, Answer, StripeApi
 from kgents_common.stripe_events import StripeEnvelope

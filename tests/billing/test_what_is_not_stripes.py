@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kgents_billing.handlers.defects import CODES
-from kgents_billing.model.decision import Options, Outcome
+from kgents_billing.model.decision import Outcome
+from kgents_billing.model.known import Options
 from kgents_common.errors import PermanentError
 from kgents_devstack.stripe import START, snapshot
 

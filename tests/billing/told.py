@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.rounds import Refetch
 from kgents_billing.metrics import Metrics
-from kgents_billing.model.decision import Fetched, Options
+from kgents_billing.model.known import Fetched, Options
 from kgents_billing.model.projection import digest, project
 from kgents_billing.sinks.store import Committed, Letters, Origin, Store, Subscriptions
 from kgents_billing.sinks.stripe_api import Answer, MissingObjectError

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from kgents_billing.model.decision import Options
+from kgents_billing.model.known import Options
 from kgents_common import subjects
 from kgents_common.settings import ServiceSettings
 

@@ -10,7 +10,8 @@ import msgspec
 
 from kgents_billing.handlers.objects import LISTED, Listed, Processes, tell_object
 from kgents_billing.handlers.reconcile import Survey, Surveyed
-from kgents_billing.model.decision import Options, Outcome
+from kgents_billing.model.decision import Outcome
+from kgents_billing.model.known import Options
 from kgents_billing.sinks.store.cursors import Backfills
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common.crash import NEVER, CrashPoints

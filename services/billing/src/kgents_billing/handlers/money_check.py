@@ -12,9 +12,10 @@ import msgspec
 
 from kgents_billing.handlers.objects import LISTED, Json, Processes, tell_object
 from kgents_billing.model import event as events
-from kgents_billing.model.decision import Known, Options, decide
+from kgents_billing.model.decision import decide
 from kgents_billing.model.entries import Entry, EntryKind, is_one_off
 from kgents_billing.model.event import reference
+from kgents_billing.model.known import Known, Options
 from kgents_billing.sinks.store.entries import Entries
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common.crash import NEVER, CrashPoints

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from kgents_billing.model.decision import Known
 from kgents_billing.model.event import Json, StripeEvent, at, reference
+from kgents_billing.model.known import Known
 from kgents_billing.model.ownership import NOW
 from kgents_billing.model.projection import State
 from kgents_billing.model.tenant import KEY, Hints, family_of, hints

@@ -11,10 +11,11 @@ import structlog
 from kgents_billing.handlers.payers import Payers
 from kgents_billing.metrics import Metrics
 from kgents_billing.model import event as events
-from kgents_billing.model.decision import Decision, Fetched, Known, Options, Outcome, decide, settle
+from kgents_billing.model.decision import Decision, Outcome, decide, settle
 from kgents_billing.model.entries import Entry, is_one_off
 from kgents_billing.model.event import StripeEvent, reference
 from kgents_billing.model.event_map import Handling, handling, is_known
+from kgents_billing.model.known import Fetched, Known, Options
 from kgents_billing.model.projection import State
 from kgents_billing.model.tenant import Hints, hints
 from kgents_billing.sinks.store import Committed, Origin, OvertakenError

@@ -6,26 +6,27 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import msgspec
 
-from kgents_billing.model import payments, returns, subscription
+from kgents_billing.model import payments, returns
 from kgents_billing.model import tenant as tenants
 from kgents_billing.model.access import TERMINAL
 from kgents_billing.model.entries import Entry
 from kgents_billing.model.event import MalformedEventError, StripeEvent, at
 from kgents_billing.model.event_map import Handling, handling
 from kgents_billing.model.facts import Fact, stamped
+from kgents_billing.model.known import Fetched, Known, Options
 from kgents_billing.model.moved import moved_facts
 from kgents_billing.model.order import Observation
-from kgents_billing.model.ownership import NOW, Kind, Word, assigned_at, owner_at
+from kgents_billing.model.ownership import NOW, Kind, Word, owner_at
 from kgents_billing.model.payments import Said
-from kgents_billing.model.projection import State, digest, project, project_before
+from kgents_billing.model.projection import digest, project, project_before
 from kgents_billing.model.shapes import check_shape
 from kgents_billing.model.subscription import Ownership, Subscription, observe, observe_object
+from kgents_billing.model.subscription_facts import trial_ending
 from kgents_billing.model.tenant import Hints, Learned, hints, words
 
 # What is about a payment and belongs to who paid it.
@@ -50,70 +51,6 @@ class Outcome(StrEnum):
     DUPLICATE = "duplicate"
     QUARANTINED = "quarantined"
     DEAD = "dead"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What operators may choose.
-
-    Attributes:
-        refunds_from_charges: Tell of refunds by `charge.refunded`, for endpoints without `refund.*`.
-        tells_zero_payments: Also tell of paid invoices over nothing.
-        livemode: Only events of this mode count; of both where None.
-        accounts: Connected accounts whose events count, each with the tenant all of it is of, if one.
-    """
-
-    refunds_from_charges: bool = False
-    tells_zero_payments: bool = False
-    livemode: bool | None = None
-    accounts: Mapping[str, str | None] = field(default_factory=dict)
-
-    def takes(self, livemode: bool, account: str | None) -> bool:
-        """Whether events of this mode and account count."""
-        is_ours = account is None or account in self.accounts
-        return is_ours and self.livemode in (None, livemode)
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the store knows about an event's surroundings.
-
-    Attributes:
-        customer_tenant: Whose the customer seems to be, by what its checkouts and subscriptions taught.
-        subscription_words: What is known of who owns the subscription.
-        customer_words: The same of the customer.
-        unknown: Tenants the event names that nobody opened.
-        payment_tenant: Who paid, where the event is about a payment that is known.
-    """
-
-    is_applied: bool = False
-    subscription: Subscription | None = None
-    customer_tenant: str | None = None
-    subscription_words: tuple[Word, ...] = ()
-    customer_words: tuple[Word, ...] = ()
-    unknown: frozenset[str] = frozenset()
-    payment_tenant: str | None = None
-
-    def assigned(self, second: int) -> str | None:
-        """An operator's word, on the subscription before that on the customer."""
-        return assigned_at(self.subscription_words, second) or assigned_at(self.customer_words, second)
-
-    def owner(self, second: int) -> str | None:
-        """Whose the event's thing was, where the event does not say it and no operator did."""
-        return (
-            owner_at(self.subscription_words, second)
-            or owner_at(self.customer_words, second)
-            or (self.subscription.tenant if self.subscription else None)
-            or self.customer_tenant
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """The object itself, as Stripe gave it, and when by Stripe's clock."""
-
-    state: State
-    second: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +273,7 @@ def _money(event: StripeEvent, kind: Handling, options: Options) -> Said:
     assert thing is not None  # noqa: S101 decided on events with an object only
     if kind is Handling.TRIAL_ENDING:
         name = event.object_id or ""
-        return Said([subscription.trial_ending(name, project(thing), event.second, event.source)])
+        return Said([trial_ending(name, project(thing), event.second, event.source)])
     if kind is Handling.INVOICE:
         return payments.invoice_said(event, thing, tells_zero=options.tells_zero_payments)
     if kind is Handling.INVOICE_PAYMENT:

@@ -6,27 +6,18 @@ the subscription is known to have started, without which its end is no fact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
-from kgents_billing.model import facts as kinds
 from kgents_billing.model import order
 from kgents_billing.model.access import STARTED, TERMINAL, Access, access, is_known, may_follow
-from kgents_billing.model.facts import Fact, without_nothing
+from kgents_billing.model.facts import Fact
 from kgents_billing.model.moved import moved_facts
 from kgents_billing.model.order import Observation, Placed, Verdict, Window
 from kgents_billing.model.ownership import Kind
-from kgents_billing.model.projection import (
-    State,
-    changed_fields,
-    content_digest,
-    digest,
-    former_digest,
-    is_same,
-)
+from kgents_billing.model.projection import State, content_digest, digest, is_same
+from kgents_billing.model.subscription_facts import ended, started, updated
 
 # Stripe lets an unpaid new subscription expire after 23 hours.
 EXPIRY_SECONDS = 86_400
@@ -154,7 +145,7 @@ def observe_object(
         facts += _moved_between(row.tenant, new.tenant, new.id, state, second, source)
         is_different = is_different and content_digest(row.state) != content_digest(state)
     if tells_change and row is not None and is_different and state.status not in TERMINAL and new.has_started:
-        facts.append(_updated(new.id, row.state, state, second, source, new.tenant))
+        facts.append(updated(new.id, row.state, state, second, source, new.tenant))
     return Observed(new, facts, notes=("drift",) if is_different else ())
 
 
@@ -247,7 +238,7 @@ def _facts(row: Subscription, seen: Observation, source: str, tenant: str) -> li
     if is_told_otherwise or is_before_start:
         return found
     if before is not None and content_digest(before) != content_digest(after):
-        found.append(_updated(row.id, before, after, seen.second, source, tenant))
+        found.append(updated(row.id, before, after, seen.second, source, tenant))
     return found
 
 
@@ -255,100 +246,8 @@ def _lasting_facts(row: Subscription, seen: Observation, source: str, tenant: st
     """Start and end, whichever event shows them: one start for each tenant that has it, one end."""
     found: list[Fact] = []
     if _shows_start(seen):
-        found.append(_started(row, seen, source, tenant))
+        found.append(started(row.id, seen.after, seen.second, source, tenant))
     if row.has_started and row.state.status in TERMINAL:
-        found.append(_ended(row, source))
+        second = row.state.ended or row.window.last
+        found.append(ended(row.id, row.state, second, source, row.tenant))
     return found
-
-
-def _started(row: Subscription, seen: Observation, source: str, tenant: str) -> Fact:
-    state = seen.after
-    return Fact(
-        type=kinds.STARTED,
-        key=f"sub.started:{row.id}:{tenant}",
-        formerly=(f"sub.started:{row.id}",),
-        tenant=tenant,
-        second=state.created or state.started or seen.second,
-        source=source,
-        data=without_nothing(
-            {
-                "subscription": row.id,
-                "customer": state.customer,
-                "started_at": state.started or state.created,
-                "currency": state.currency,
-            }
-        ),
-    )
-
-
-def _ended(row: Subscription, source: str) -> Fact:
-    state = row.state
-    second = state.ended or row.window.last
-    return Fact(
-        type=kinds.ENDED,
-        key=f"sub.ended:{row.id}",
-        tenant=row.tenant,
-        second=second,
-        source=source,
-        data=without_nothing(
-            {
-                "subscription": row.id,
-                "customer": state.customer,
-                "status": state.status,
-                "reason": state.end_reason,
-                "ended_at": second,
-                "access": access(state.status).value,
-            }
-        ),
-    )
-
-
-def _updated(
-    subscription_id: str, before: State, after: State, second: int, source: str, tenant: str
-) -> Fact:
-    names, name = changed_fields(before, after), f"sub.updated:{subscription_id}:{second}"
-    step = f"{name}:{content_digest(before)[:12]}:{content_digest(after)[:12]}"
-    return Fact(
-        type=kinds.UPDATED,
-        # Named by what changed and when, not by the event: under two ids it is still one change.
-        key=f"{step}:{tenant}",
-        formerly=(step, f"{name}:{former_digest(before)[:12]}:{former_digest(after)[:12]}"),
-        tenant=tenant,
-        second=second,
-        source=source,
-        data=without_nothing(
-            {
-                "subscription": subscription_id,
-                "customer": after.customer,
-                "changed": names,
-                "from": _values(before, names),
-                "to": _values(after, names),
-                "status": after.status,
-                "access": access(after.status).value,
-            }
-        ),
-    )
-
-
-def _values(state: State, names: Sequence[str]) -> dict[str, Any]:
-    return {name: msgspec.to_builtins(getattr(state, name)) for name in names}
-
-
-def trial_ending(subscription_id: str, state: State, second: int, source: str) -> Fact:
-    """A trial ends soon: said, but no change of state."""
-    return Fact(
-        type=kinds.UPDATED,
-        key=f"sub.trial_end:{subscription_id}:{state.trial_end}",
-        second=second,
-        source=source,
-        data=without_nothing(
-            {
-                "subscription": subscription_id,
-                "customer": state.customer,
-                "reason": "trial_ending",
-                "trial_end": state.trial_end,
-                "status": state.status,
-                "access": access(state.status).value,
-            }
-        ),
-    )

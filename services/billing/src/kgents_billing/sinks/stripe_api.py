@@ -19,8 +19,8 @@ import stripe
 import structlog
 from pyrate_limiter import Duration, Limiter, Rate
 
-from kgents_billing.model.decision import Fetched
 from kgents_billing.model.event import at
+from kgents_billing.model.known import Fetched
 from kgents_billing.model.projection import project
 from kgents_common.clock import Clock
 from kgents_common.errors import PermanentError, TransientError

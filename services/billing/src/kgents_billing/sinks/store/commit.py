@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import msgspec
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -17,15 +16,15 @@ from kgents_billing.model.decision import Decision, Outcome
 from kgents_billing.model.event import StripeEvent
 from kgents_billing.model.facts import Fact
 from kgents_billing.model.subscription import Subscription
-from kgents_billing.model.tenant import Learned, hints
+from kgents_billing.model.tenant import hints
 from kgents_billing.sinks.store.entries import keep_entry, keep_payment
-from kgents_billing.sinks.store.owners import follow, say
+from kgents_billing.sinks.store.owners import follow, learn, say
+from kgents_billing.sinks.store.subscriptions import put_subscription
 from kgents_billing.sinks.store.surroundings import Surroundings
 from kgents_billing.sinks.store.telling import tell
 from kgents_common.crash import CrashPoints
 from kgents_common.database import transient_errors
 from kgents_common.dead_letters import Burial, bury
-from kgents_common.errors import TransientError
 from kgents_common.stored_message import StoredMessage
 
 RECONCILE_SUBSCRIPTIONS = "subscriptions"
@@ -35,36 +34,6 @@ insert into billing.applied (event_id, type, outcome, about, second)
 select id, %(type)s, %(outcome)s, %(about)s, %(second)s from unnest(%(ids)s::text[]) as id order by id
 on conflict (event_id) do nothing returning event_id
 """
-_INSERT = """
-insert into billing.subscription (id, tenant, customer, livemode, account, status, state, recent, has_started,
-    observed_via, needs_refetch, last_access, last_event, past_due_entered, past_due_left, version)
-values (%(id)s, %(tenant)s, %(customer)s, %(livemode)s, %(account)s, %(status)s, %(state)s, %(recent)s,
-    %(has_started)s, %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s,
-    %(past_due_entered)s, %(past_due_left)s, 1)
-on conflict (id) do nothing
-"""
-_UPDATE = """
-update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, status = %(status)s,
-    state = %(state)s, recent = %(recent)s, has_started = %(has_started)s, observed_via = %(observed_via)s,
-    needs_refetch = %(needs_refetch)s, last_access = %(last_access)s, last_event = %(last_event)s,
-    past_due_entered = %(past_due_entered)s, past_due_left = %(past_due_left)s,
-    version = version + 1, updated_at = now(), not_found = false
-where id = %(id)s and version = %(version)s
-"""
-# Which word stands does not depend on the order in which words arrive.
-_LEARN = """
-insert into billing.customer as c (id, tenant, trust, second, is_deleted)
-values (%(customer)s, %(tenant)s, %(trust)s, %(second)s, %(is_deleted)s)
-on conflict (id) do update set
-    is_deleted = c.is_deleted or excluded.is_deleted,
-    updated_at = now(),
-    (tenant, trust, second) = (
-        select tenant, trust, second
-        from (values (c.tenant, c.trust, c.second), (excluded.tenant, excluded.trust, excluded.second))
-            as word (tenant, trust, second)
-        order by trust desc, second desc, tenant desc nulls last limit 1
-    )
-"""
 _QUARANTINE = """
 insert into billing.quarantine (event_id, type, customer, subscription, named, subject, body, epoch, seq,
     stored_at, reason, waits_for)
@@ -72,10 +41,6 @@ values (%(id)s, %(type)s, %(customer)s, %(subscription)s, %(named)s, %(subject)s
     %(seq)s, %(stored_at)s, %(reason)s, %(waits_for)s)
 on conflict (event_id) do update set reason = excluded.reason, named = excluded.named
 """
-
-
-class OvertakenError(TransientError):
-    """The subscription was written meanwhile: decide again with what is there now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +129,7 @@ class Store(Surroundings):
         """
         with transient_errors():
             async with self._pool.connection() as connection, connection.transaction():
-                await self._put(connection, row, livemode=livemode, account=account)
+                await put_subscription(connection, row, livemode=livemode, account=account)
                 told = await tell(connection, row.tenant, facts, traceparent)
                 self._crash_points.reach("observe.before_commit")
         self._crash_points.reach("observe.after_commit")
@@ -229,9 +194,9 @@ class Store(Surroundings):
         self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin
     ) -> int:
         if decision.row is not None:
-            await self._put(connection, decision.row, livemode=event.livemode, account=event.account)
+            await put_subscription(connection, decision.row, livemode=event.livemode, account=event.account)
         if decision.learned is not None:
-            await self._learn(connection, decision.learned, event.second)
+            await learn(connection, decision.learned, event.second)
         if decision.flag_customer is not None:
             await connection.execute(
                 "update billing.subscription set needs_refetch = true, version = version + 1"
@@ -252,54 +217,6 @@ class Store(Surroundings):
                 owner, facts = await keep_entry(connection, entry, decision.tenant)
                 told += await tell(connection, owner, facts, origin.traceparent)
         return told
-
-    async def _put(
-        self, connection: AsyncConnection, row: Subscription, *, livemode: bool, account: str | None
-    ) -> None:
-        values = {
-            "id": row.id,
-            "tenant": row.tenant,
-            "customer": row.state.customer,
-            "livemode": livemode,
-            "account": account,
-            "status": row.state.status,
-            "state": msgspec.json.encode(row.state).decode(),
-            "recent": msgspec.json.encode(row.window).decode(),
-            "has_started": row.has_started,
-            "observed_via": row.observed_via,
-            "needs_refetch": row.needs_refetch,
-            "last_access": row.last_access.value,
-            "last_event": row.last_event,
-            "past_due_entered": row.past_due_entered,
-            "past_due_left": row.past_due_left,
-            "version": row.version,
-        }
-        written = await connection.execute(_INSERT if row.version == 0 else _UPDATE, values)
-        if written.rowcount == 0:
-            raise OvertakenError(f"subscription {row.id} was written meanwhile")
-
-    async def _learn(self, connection: AsyncConnection, learned: Learned, second: int) -> None:
-        if learned.tenant is not None or learned.is_deleted:
-            await connection.execute(
-                _LEARN,
-                {
-                    "customer": learned.customer,
-                    "tenant": learned.tenant,
-                    "trust": int(learned.trust) if learned.tenant is not None else 0,
-                    "second": second,
-                    "is_deleted": learned.is_deleted,
-                },
-            )
-            # What waited to learn whose it is need wait no longer.
-            await connection.execute(
-                "update billing.quarantine set next_at = now() where customer = %s", [learned.customer]
-            )
-        if learned.references:
-            await connection.execute(
-                "insert into billing.reference (id, customer) select id, %s from unnest(%s::text[]) as id"
-                " order by id on conflict (id) do nothing",
-                [learned.customer, list(learned.references)],
-            )
 
     async def _quarantine(
         self, connection: AsyncConnection, event: StripeEvent, decision: Decision, origin: Origin

@@ -8,7 +8,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.model.ownership import NOW, Kind, SaidBy, Word, assigned_at, owner_at
-from kgents_billing.model.tenant import Hints, Owner
+from kgents_billing.model.tenant import Hints, Learned, Owner
 from kgents_common.database import transient_errors
 
 _CUSTOMER = """
@@ -47,6 +47,21 @@ where customer = %(customer)s and tenant <> %(tenant)s and state ->> 'tenant' is
     and not exists (select 1 from billing.owner where kind = 'subscription' and owner.id = subscription.id)
 """
 
+# Which word stands does not depend on the order in which words arrive.
+_LEARN = """
+insert into billing.customer as c (id, tenant, trust, second, is_deleted)
+values (%(customer)s, %(tenant)s, %(trust)s, %(second)s, %(is_deleted)s)
+on conflict (id) do update set
+    is_deleted = c.is_deleted or excluded.is_deleted,
+    updated_at = now(),
+    (tenant, trust, second) = (
+        select tenant, trust, second
+        from (values (c.tenant, c.trust, c.second), (excluded.tenant, excluded.trust, excluded.second))
+            as word (tenant, trust, second)
+        order by trust desc, second desc, tenant desc nulls last limit 1
+    )
+"""
+
 
 async def words_about(
     connection: AsyncConnection, subscription: str | None, customer: str | None
@@ -83,6 +98,31 @@ async def follow(connection: AsyncConnection, words: Sequence[Word]) -> None:
             known = await words_about(connection, None, word.id)
             now = assigned_at(known, NOW) or owner_at(known, NOW)
             await connection.execute(_FOLLOW, {"customer": word.id, "tenant": now})
+
+
+async def learn(connection: AsyncConnection, learned: Learned, second: int) -> None:
+    """Keep what an event teaches of a customer."""
+    if learned.tenant is not None or learned.is_deleted:
+        await connection.execute(
+            _LEARN,
+            {
+                "customer": learned.customer,
+                "tenant": learned.tenant,
+                "trust": int(learned.trust) if learned.tenant is not None else 0,
+                "second": second,
+                "is_deleted": learned.is_deleted,
+            },
+        )
+        # What waited to learn whose it is need wait no longer.
+        await connection.execute(
+            "update billing.quarantine set next_at = now() where customer = %s", [learned.customer]
+        )
+    if learned.references:
+        await connection.execute(
+            "insert into billing.reference (id, customer) select id, %s from unnest(%s::text[]) as id"
+            " order by id on conflict (id) do nothing",
+            [learned.customer, list(learned.references)],
+        )
 
 
 class Owners:

@@ -1,4 +1,4 @@
-"""Rows of subscriptions, read as the model has them; it decides nothing."""
+"""Rows of subscriptions, read and written as the model has them; it decides nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kgents_billing.model.order import Window
 from kgents_billing.model.projection import State
 from kgents_billing.model.subscription import Subscription
 from kgents_common.database import transient_errors
+from kgents_common.errors import TransientError
 
 COLUMNS = (
     "id, tenant, livemode, state::text, recent::text, has_started, observed_via, needs_refetch, last_access,"
@@ -34,6 +35,27 @@ where not needs_refetch and status in ('trialing', 'active', 'past_due', 'unpaid
         (state ->> 'cancel_at')::bigint
     )
 """
+
+_INSERT = """
+insert into billing.subscription (id, tenant, customer, livemode, account, status, state, recent, has_started,
+    observed_via, needs_refetch, last_access, last_event, past_due_entered, past_due_left, version)
+values (%(id)s, %(tenant)s, %(customer)s, %(livemode)s, %(account)s, %(status)s, %(state)s, %(recent)s,
+    %(has_started)s, %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s,
+    %(past_due_entered)s, %(past_due_left)s, 1)
+on conflict (id) do nothing
+"""
+_UPDATE = """
+update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, status = %(status)s,
+    state = %(state)s, recent = %(recent)s, has_started = %(has_started)s, observed_via = %(observed_via)s,
+    needs_refetch = %(needs_refetch)s, last_access = %(last_access)s, last_event = %(last_event)s,
+    past_due_entered = %(past_due_entered)s, past_due_left = %(past_due_left)s,
+    version = version + 1, updated_at = now(), not_found = false
+where id = %(id)s and version = %(version)s
+"""
+
+
+class OvertakenError(TransientError):
+    """The subscription was written meanwhile: decide again with what is there now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +161,34 @@ def as_stored(row: Sequence[Any]) -> Stored:
         account=row[12],
         not_found=row[13],
     )
+
+
+async def put_subscription(
+    connection: AsyncConnection, row: Subscription, *, livemode: bool, account: str | None
+) -> None:
+    """Write a subscription's row in the caller's transaction.
+
+    Raises:
+        OvertakenError: It was written since this one was read.
+    """
+    values = {
+        "id": row.id,
+        "tenant": row.tenant,
+        "customer": row.state.customer,
+        "livemode": livemode,
+        "account": account,
+        "status": row.state.status,
+        "state": msgspec.json.encode(row.state).decode(),
+        "recent": msgspec.json.encode(row.window).decode(),
+        "has_started": row.has_started,
+        "observed_via": row.observed_via,
+        "needs_refetch": row.needs_refetch,
+        "last_access": row.last_access.value,
+        "last_event": row.last_event,
+        "past_due_entered": row.past_due_entered,
+        "past_due_left": row.past_due_left,
+        "version": row.version,
+    }
+    written = await connection.execute(_INSERT if row.version == 0 else _UPDATE, values)
+    if written.rowcount == 0:
+        raise OvertakenError(f"subscription {row.id} was written meanwhile")

@@ -9,8 +9,8 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from kgents_billing.model.decision import Known
 from kgents_billing.model.entries import Entry
+from kgents_billing.model.known import Known
 from kgents_billing.model.ownership import NOW, Kind
 from kgents_billing.model.projection import State
 from kgents_billing.model.subscription import Ownership, Subscription
