@@ -20,7 +20,7 @@ from kgents_common.telemetry import Tracing
 
 
 class Part:
-    """Notes that it was stopped; fails or hangs where it is told to."""
+    """Notes that it was stopped; fails, is cancelled or hangs where it is told to."""
 
     def __init__(self, stopped: list[str], name: str, *, start: str = "", stop: str = "") -> None:
         self._stopped = stopped
@@ -37,6 +37,8 @@ class Part:
     async def _go(self, where: str) -> None:
         if self._ways[where] == "fails":
             raise RuntimeError(self._name)
+        if self._ways[where] == "cancels":
+            raise asyncio.CancelledError
         if self._ways[where] == "hangs":
             await asyncio.Event().wait()
 
@@ -80,12 +82,13 @@ async def test_one_that_fails_and_one_that_hangs_keep_no_other_from_it() -> None
             Part(stopped, "hangs", stop="hangs"),
             Part(stopped, "second"),
             Part(stopped, "fails", stop="fails"),
+            Part(stopped, "cancels", stop="cancels"),
             Part(stopped, "last"),
         ]
     )
-    assert stopped == ["last", "fails", "second", "hangs", "first"]
-    assert [log["step"] for log in logs if "step" in log] == ["Part", "Part"]
-    assert logs[-1] == {"event": "service.stopped", "failed": ["Part", "Part"], "log_level": "info"}
+    assert stopped == ["last", "cancels", "fails", "second", "hangs", "first"]
+    assert [log["step"] for log in logs if "step" in log] == ["Part", "Part", "Part"]
+    assert logs[-1] == {"event": "service.stopped", "failed": ["Part", "Part", "Part"], "log_level": "info"}
 
 
 async def test_parts_begun_are_stopped_where_one_does_not_start() -> None:

@@ -171,6 +171,13 @@ class _Ending:
         except TimeoutError:
             _log.error("service.drain_cut_short", step=name)
             self.failed.append(name)
+        except asyncio.CancelledError:
+            # A library's own, e.g. of a socket that died under its goodbye; else somebody ends this task.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            _log.error("service.step_cancelled", step=name)
+            self.failed.append(name)
         except Exception:
             _log.exception("service.step_failed", step=name)
             self.failed.append(name)

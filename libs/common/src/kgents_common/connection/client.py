@@ -187,7 +187,11 @@ class Client(nats_client.Client):
         was_closed = self.is_closed
         try:
             await super()._close(status, do_cbs)
-        except Exception as error:  # the socket died under it; whoever waits for the end is told all the same
+        except (Exception, asyncio.CancelledError) as error:
+            # The socket died under it, perhaps as a cancellation; who waits for the end is told all the same.
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
             _log.warning("nats.close_cut_short", error=type(error).__name__)
             if self._transport is not None:
                 self._transport.close()  # type: ignore[no-untyped-call]
