@@ -63,16 +63,13 @@ def start_up() -> Iterator[StartUp]:
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_every_process_ends_with_the_stack(tmp_path: Path, start_up: StartUp, number: signal.Signals) -> None:
-    """Rule: Ctrl-C, a termination or a crash leaves nothing behind."""
-    process, children = start_up(tmp_path / "up")
-    assert len(children) >= 6
+def end(
+    process: subprocess.Popen[bytes], children: list[psutil.Process], number: signal.Signals, status: int
+) -> None:
+    """Ends a stack by a signal, twice as impatient fingers do: nothing that it started is left."""
     process.send_signal(number)
-    process.send_signal(number)  # impatient fingers
-    process.wait(HANGS_AFTER_SECONDS)
-    if number is not signal.SIGKILL:
-        assert process.returncode == 0
+    process.send_signal(number)
+    assert process.wait(HANGS_AFTER_SECONDS) == status
     until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
 
 
@@ -95,28 +92,21 @@ def test_a_port_is_nobody_elses_while_its_server_is_stopped() -> None:
     assert taken.stdout.strip() == "0"
 
 
-def test_two_stacks_at_once_do_not_meet(tmp_path: Path, start_up: StartUp) -> None:
-    """Rule: free ports and a directory each; stopping one leaves the other alone."""
+def test_two_stacks_at_once_do_not_meet_and_leave_nothing_behind(tmp_path: Path, start_up: StartUp) -> None:
+    """Rule: free ports and a directory each; Ctrl-C ends one and leaves the other alone; a crash ends all of it."""
     first, first_children = start_up(tmp_path / "one")
     second, second_children = start_up(tmp_path / "two")
+    assert len(first_children) >= 6
     # Servers and services; a Postgres session or a drill's scratch server may end by itself.
     lasting = psutil.Process(second.pid).children()
-    try:
-        ports = [
-            set(re.findall(r"127\.0\.0\.1:(\d+)", (tmp_path / name / "up.log").read_text()))
-            for name in ("one", "two")
-        ]
-        assert not ports[0] & ports[1]
-        first.send_signal(signal.SIGINT)
-        first.wait(HANGS_AFTER_SECONDS)
-        assert all(child.is_running() for child in lasting)
-    finally:
-        for process in (first, second):
-            process.send_signal(signal.SIGINT) if process.poll() is None else None
-            process.wait(HANGS_AFTER_SECONDS)
-    until(
-        lambda: not any(c.is_running() and c.status() != "zombie" for c in first_children + second_children)
-    )
+    ports = [
+        set(re.findall(r"127\.0\.0\.1:(\d+)", (tmp_path / name / "up.log").read_text()))
+        for name in ("one", "two")
+    ]
+    assert not ports[0] & ports[1]
+    end(first, first_children, signal.SIGINT, 0)
+    assert all(child.is_running() for child in lasting)
+    end(second, second_children, signal.SIGKILL, -signal.SIGKILL)
 
 
 def test_a_restarted_server_keeps_its_port_and_its_data(tmp_path: Path) -> None:
@@ -160,8 +150,11 @@ def test_a_service_without_its_settings_says_what_is_missing(tmp_path: Path) -> 
 
 
 def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path, start_up: StartUp) -> None:
-    """Rule: `up` keeps its key, its data and what OpenMeter has; a second one in its directory is refused."""
-    first, _ = start_up(tmp_path / "one")
+    """Rule: `up` keeps its key, its data and what OpenMeter has; a second one in its directory is refused.
+
+    A termination leaves nothing behind.
+    """
+    first, children = start_up(tmp_path / "one")
     printed = (tmp_path / "one" / "up.log").read_text()
     key, api = first_match(r"export KEY=(\S+)", printed), first_match(r"curl -s (\S+)/v1/events", printed)
     event = {"specversion": "1.0", "id": "kept", "source": "s", "type": "llm.tokens", "data": {"tokens": 7}}
@@ -180,8 +173,7 @@ def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path, start_up: S
     )
     assert beside.returncode == 1
     assert "runs in" in beside.stdout
-    first.send_signal(signal.SIGINT)
-    first.wait(HANGS_AFTER_SECONDS)
+    end(first, children, signal.SIGTERM, 0)
 
     again, _ = start_up(tmp_path / "one")
     try:

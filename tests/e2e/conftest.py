@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,32 +103,47 @@ def run(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
-@pytest.fixture
-def make_system(
-    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., System]]:
-    """Starts systems on the session's Postgres, each with a database of its own."""
+@contextmanager
+def systems(postgres_server: PostgresServer) -> Iterator[Callable[..., System]]:
+    """Starts systems on the session's Postgres, each with a database of its own; stops them at the end."""
     made: list[tuple[Stack, Path, str]] = []
 
     def start(**options: Any) -> System:
         name = f"e2e_{uuid.uuid4().hex[:10]}"
-        monkeypatch.setenv("DATABASE_URL", postgres_server.create_database(name))
         directory = Path(tempfile.mkdtemp(prefix="kgents-e2e-"))
-        stack = Stack(directory, StackOptions(**options))
-        made.append((stack, directory, name))
-        return System(stack.start())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DATABASE_URL", postgres_server.create_database(name))
+            stack = Stack(directory, StackOptions(**options))
+            made.append((stack, directory, name))
+            return System(stack.start())
 
-    yield start
-    for stack, directory, name in made:
-        stack.stop()
-        shutil.rmtree(directory, ignore_errors=True)
-        postgres_server.drop_database(name)
+    try:
+        yield start
+    finally:
+        for stack, directory, name in made:
+            stack.stop()
+            shutil.rmtree(directory, ignore_errors=True)
+            postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def make_system(postgres_server: PostgresServer) -> Iterator[Callable[..., System]]:
+    """Starts systems that end with the test."""
+    with systems(postgres_server) as start:
+        yield start
 
 
 @pytest.fixture
 def system(make_system: Callable[..., System]) -> System:
     """A system as `make up` starts it."""
     return make_system()
+
+
+@pytest.fixture(scope="module")
+def lasting_system(postgres_server: PostgresServer) -> Iterator[System]:
+    """The same for tests that follow one another on it: each mends what it breaks, and all of them add up."""
+    with systems(postgres_server) as start:
+        yield start()
 
 
 def restarted(system: System, name: str = "metering") -> ServiceProcess:
