@@ -197,25 +197,6 @@ async def test_a_store_that_fails_delays_the_archive_and_loses_nothing(
     assert messages == await read_all(client)
 
 
-async def test_it_is_seconds_behind_under_load(client: VerbatimClient, vault: Vault) -> None:
-    """Rule: the oldest message of a segment is stored within ten seconds (the RPO)."""
-    await make_stream(client)
-    lags: list[float] = []
-
-    async def give() -> VerbatimClient:
-        return client
-
-    archiver = Archiver(
-        give, vault, STREAM, clock=CLOCK, policy=ArchivePolicy(), on_segment=lambda _n, lag: lags.append(lag)
-    )
-    async with running(archiver):
-        for start in range(0, 12_000, 2_000):
-            await fill(client, 2_000, size=1000, start=start)
-        await until(lambda: _position(archiver, 12_000))
-    assert lags
-    assert max(lags) <= 10
-
-
 async def test_merged_segments_say_the_same(client: VerbatimClient, vault: Vault) -> None:
     """Rule: merging changes how many files there are, not what they say."""
     await make_stream(client)

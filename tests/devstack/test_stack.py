@@ -93,7 +93,7 @@ def test_a_port_is_nobody_elses_while_its_server_is_stopped() -> None:
 
 
 def test_two_stacks_at_once_do_not_meet_and_leave_nothing_behind(tmp_path: Path, start_up: StartUp) -> None:
-    """Rule: free ports and a directory each; Ctrl-C ends one and leaves the other alone; a crash ends all of it."""
+    """Rule: free ports and a directory each; Ctrl-C of one leaves the other alone, a crash leaves nothing."""
     first, first_children = start_up(tmp_path / "one")
     second, second_children = start_up(tmp_path / "two")
     assert len(first_children) >= 6
