@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from kgents_billing.handlers.defects import CODES
+from kgents_billing.model import event as events
 from kgents_billing.model.decision import Outcome
+from kgents_billing.model.event import MalformedEventError
 from kgents_billing.model.known import Options
 from kgents_common.errors import PermanentError
 from kgents_devstack.stripe import START, snapshot
@@ -137,6 +139,30 @@ def _says_otherwise(kind: str, steps: tuple[Any, ...], value: object) -> bool:
     if kind.startswith("customer.subscription") and steps == ("status",):
         return value == "text"  # a status younger than this program
     return kind.startswith("charge.dispute") and steps[-1] == "amount" and value == -1
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["id", "type", "object", "created", "livemode", "account", "data", "previous_attributes"],
+)
+def test_an_event_that_is_none_says_by_which_field(field: str) -> None:
+    """Rule: of the event itself too; what may be absent may be."""
+    for value in WRONG:
+        event = json.loads(snapshot("invoice.paid", invoice(), second=START, name="evt_1"))
+        holder = event["data"] if field == "previous_attributes" else event
+        holder.pop(field, None)
+        if value is not GONE:
+            holder[field] = value
+        said, read = None, None
+        try:
+            read = events.read(json.dumps(event).encode())
+        except MalformedEventError as caught:
+            said = str(caught)
+        if read is None:
+            assert field in (said or ""), (value, said)
+            assert "'text'" not in (said or "")
+        else:
+            assert (read.id, read.second) == ("evt_1", START) or field in ("id", "created")
 
 
 def test_the_fixture_is_the_tenants() -> None:

@@ -85,8 +85,10 @@ def read(body: bytes) -> StripeEvent:
 def _snapshot(envelope: StripeEnvelope) -> StripeEvent:
     try:
         data = _DATA.decode(envelope.data)
+    except msgspec.ValidationError as error:  # a field and types, never a value
+        raise MalformedEventError(f"not a Stripe event: in `data`: {error}"[:200]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise MalformedEventError("not a Stripe event: `data.object` must be an object") from None
+        raise MalformedEventError("not a Stripe event: `data` is none that could be read") from None
     return StripeEvent(
         id=envelope.id,
         type=envelope.type,
