@@ -66,6 +66,22 @@ def test_prometheus_and_alertmanager_take_theirs(tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_tempo_loki_and_alloy_take_theirs() -> None:
+    """Rule: as above, by each program's own check where it is installed; the rest is skipped by name."""
+    checks = {
+        "tempo": ["-config.verify", f"-config.file={HOME / 'tempo' / 'config.yaml'}"],
+        "loki": ["-verify-config", f"-config.file={HOME / 'loki' / 'config.yaml'}"],
+        "alloy": ["validate", str(HOME / "logs" / "config.alloy")],
+    }
+    missing = [name for name in checks if shutil.which(name) is None]
+    for name, arguments in checks.items():
+        if name not in missing:
+            checked = subprocess.run([name, *arguments], capture_output=True, text=True, check=False)
+            assert checked.returncode == 0, f"{name}: {checked.stdout}{checked.stderr}"
+    if missing:
+        pytest.skip(f"not installed, so nobody read the configuration of {', '.join(missing)}")
+
+
 def test_every_rule_and_dashboard_is_mounted() -> None:
     """Rule: a file that was added is in a ConfigMap too."""
     generated = yaml.safe_load((HOME / "kustomization.yaml").read_text())["configMapGenerator"]
@@ -139,7 +155,7 @@ class Collector(Server):
             return False
 
     def traces(self) -> dict[str, set[tuple[str, str]]]:
-        """Trace to the services and names of its spans."""
+        """Trace to the services and names of its spans; a batch's span is in each trace that it links to."""
         found: dict[str, set[tuple[str, str]]] = defaultdict(set)
         for line in self.kept.read_text().splitlines() if self.kept.exists() else ():
             for resource in json.loads(line)["resourceSpans"]:
@@ -148,7 +164,9 @@ class Collector(Server):
                 }
                 for scope in resource["scopeSpans"]:
                     for span in scope["spans"]:
-                        found[span["traceId"]].add((attributes["service.name"], span["name"]))
+                        what = (attributes["service.name"], span["name"])
+                        for trace in (span["traceId"], *(link["traceId"] for link in span.get("links", ()))):
+                            found[trace].add(what)
         return found
 
 
