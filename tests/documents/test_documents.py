@@ -72,6 +72,8 @@ def test_asyncapi_is_taken_by_somebody_elses_model_of_it() -> None:
 def test_every_fact_of_the_contract_is_a_type_of_the_document() -> None:
     """Rule: docs/facts.md and the code tell the same types."""
     text = (ROOT / "docs" / "facts.md").read_text()
+    # What Stripe tells and we do not is listed there under Stripe's names.
+    text = re.sub(r"^### Not told$.*?(?=^## )", "", text, flags=re.MULTILINE | re.DOTALL)
     told: set[str] = set()
     for row in re.findall(r"^\| (`.+?) \|", text, re.MULTILINE):
         for name in re.findall(r"`([a-z_.]+)`", row):
