@@ -322,8 +322,9 @@ def test_it_refuses_to_start_with_secrets_that_are_none(tmp_path: Path, secrets:
 @pytest.mark.parametrize("is_plausible", [False, True], ids=["unsigned", "falsely-signed"])
 def test_slow_strangers_do_not_close_the_door(door: WebhookDoor, is_plausible: bool) -> None:
     """Rule: what headers can refuse is refused by headers; what they cannot holds its bytes and no place."""
-    claim = f"stripe-signature: t={int(time.time())},v1={'a' * 64}\r\n" if is_plausible else ""
-    head = f"POST /webhooks/stripe HTTP/1.1\r\nhost: a\r\n{claim}content-length: 100\r\n\r\n{{"
+    signature = f"t={int(time.time())},v1={'a' * 64}"
+    claim = f"stripe-signature: {signature}\r\nexpect: 100-continue\r\n" if is_plausible else ""
+    head = f"POST /webhooks/stripe HTTP/1.1\r\nhost: a\r\n{claim}content-length: 100\r\n\r\n"
     with contextlib.ExitStack() as stack:
         slow = [
             stack.enter_context(socket.create_connection(("127.0.0.1", door.service.port), 30))
@@ -334,4 +335,6 @@ def test_slow_strangers_do_not_close_the_door(door: WebhookDoor, is_plausible: b
         if not is_plausible:
             # At once, though the rest of the body never comes.
             assert {one.recv(12).split()[1] for one in slow} <= {b"400", b"429"}
+        else:  # the door waits for the body of each
+            assert {one.recv(12).split()[1] for one in slow} == {b"100"}
         assert door.post(body_of()).status_code == 200
