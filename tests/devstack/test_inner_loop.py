@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kgents_devstack import apart, controls
+from kgents_devstack import controls
+from kgents_devstack.become import FILE
 from kgents_devstack.servers import StartError
 from kgents_devstack.sources import SourceWatch, folder
 from kgents_devstack.up import Reload
@@ -106,7 +107,7 @@ def test_a_service_becomes_what_the_servers_wrote(tmp_path: Path) -> None:
     """Rule: `service NAME` waits for the servers, then is that process, with that environment alone."""
     command = [sys.executable, "-c", "import os; print(sorted(os.environ), os.environ['TOLD'])"]
     written = {"api": {"command": command, "environment": {"TOLD": "yes"}}}
-    (tmp_path / apart.FILE).write_text(json.dumps(written))
+    (tmp_path / FILE).write_text(json.dumps(written))
     ran = subprocess.run(
         [sys.executable, "-m", "kgents_devstack", "service", "api", "--directory", str(tmp_path)],
         capture_output=True,
@@ -122,6 +123,14 @@ def test_a_service_becomes_what_the_servers_wrote(tmp_path: Path) -> None:
         check=False,
     )
     assert (unknown.returncode, "known: api" in unknown.stderr) == (2, True)
+
+
+def test_becoming_a_service_costs_no_imports_of_its_own() -> None:
+    """Rule: an edit is served in three seconds; the service's own imports are most of them."""
+    asked = "import sys, kgents_devstack.__main__, kgents_devstack.become; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    heavy = {"pydantic", "nats", "httpx", "psycopg", "rich", "structlog", "opentelemetry", "starlette"}
+    assert heavy & set(ran.stdout.split()) == set()
 
 
 def test_controls_say_where_no_servers_run(tmp_path: Path) -> None:

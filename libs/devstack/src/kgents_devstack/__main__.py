@@ -57,7 +57,7 @@ def main() -> int:
 
             return run_servers(arguments.directory, without=arguments.without)
         if arguments.command == "service":
-            from kgents_devstack.apart import become
+            from kgents_devstack.become import become
 
             return become(arguments.name, arguments.directory)
         if arguments.command in CONTROLS:

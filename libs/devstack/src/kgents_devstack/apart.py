@@ -8,33 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from kgents_devstack import ports
+from kgents_devstack.become import DIRECTORY, FILE, Told
 from kgents_devstack.keeper import Keeper
 from kgents_devstack.servers import StartError
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions, passed_on
 
-DIRECTORY = Path(".kgents") / "apart"
 UP_DIRECTORY = Path(".kgents") / "up"
-FILE = "services.json"
 STACK_FILE = "stack.json"
 OPERATED = ("api", "metering", "billing", "backup")
-WAIT_SECONDS = 300.0
 LOOK_SECONDS = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a service is started with."""
-
-    command: list[str]
-    environment: dict[str, str]
 
 
 def run_servers(directory: Path | None, *, without: str | None = None) -> int:
@@ -76,23 +65,6 @@ def run_servers(directory: Path | None, *, without: str | None = None) -> int:
         console.print(str(error), style="red", highlight=False, markup=False)
         return 1
     return 0
-
-
-def become(name: str, directory: Path | None) -> int:  # noqa: RET503 the last line does not come back
-    """Run one service in the place of this process, once the servers are there; 1 where they do not come."""
-    path = (directory or DIRECTORY).absolute() / FILE
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            print(f"no servers: {path} did not come", file=sys.stderr)
-            return 1
-        time.sleep(0.1)
-    told = json.loads(path.read_text())
-    if name not in told:
-        print(f"unknown service {name}; known: {', '.join(told)}", file=sys.stderr)
-        return 2
-    one = Told(**told[name])
-    os.execve(one.command[0], one.command, one.environment)
 
 
 def _write(stack: Stack, directory: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from kgents_devstack.apart import DIRECTORY, STACK_FILE, UP_DIRECTORY
+from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY
+from kgents_devstack.become import DIRECTORY
 from kgents_devstack.servers import StartError
 from kgents_devstack.waiting import until
 
