@@ -114,6 +114,11 @@ class Gate:
             raise QueryError(
                 f"the answer took more than {self._admission.seconds:g} s: {NARROW}", 422
             ) from None
+        except OverflowError:  # a minute, a window or a day more than datetimes have
+            outcome = "refused"
+            raise QueryError(
+                f"a time at the beginning of year 1 or the end of year 9999 has no window: {NARROW}", 422
+            ) from None
         except (QueryError, HTTPException):
             outcome = "refused"
             raise
