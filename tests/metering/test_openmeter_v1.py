@@ -170,9 +170,14 @@ async def test_accept_is_read_as_rfc_9110_says(client: httpx.AsyncClient) -> Non
 
 
 async def test_csv_as_openmeter_gives_it(client: httpx.AsyncClient, ledger: Ledger) -> None:
-    """Rule: named after the meter; the subject where it is grouped by; plain numbers; no formulas."""
+    """Rule: named after the meter; the subject where it is grouped by; numbers without zeros; no formulas."""
     bad = {"tokens": "1e-7", "model": "=1+1"}
-    await ledger.apply([event(9, "f", time="2026-11-23T02:00:00Z", data=bad)], [])
+    zeros = {"tokens": "2.500", "model": "z"}
+    made = [
+        event(9, "f", time="2026-11-23T02:00:00Z", data=bad),
+        event(10, "g", time="2026-11-23T03:00:00Z", data=zeros),
+    ]
+    await ledger.apply(made, [])
     answer = await client.get(f"{TOKENS}?groupBy=model&subject=acme", headers={"accept": "text/csv"})
     assert answer.headers["content-disposition"] == 'attachment; filename="tokens.csv"'
     assert answer.text.splitlines()[0] == "window_start,window_end,subject,model,value"
@@ -180,6 +185,7 @@ async def test_csv_as_openmeter_gives_it(client: httpx.AsyncClient, ledger: Ledg
         "acme,m1,1.1",
         'acme,"m,2",0.2',
         "acme,'=1+1,0.0000001",
+        "acme,z,2.5",
     ]
 
 

@@ -169,6 +169,7 @@ async def _check(
             found = {(r.start, r.end, r.groups.get("model")): r.value for r in rows}
             expected = dict(_by_hand(unique, aggregation, query, model))
             assert found == expected, (aggregation, query)
+            assert not any("." in text and text[-1] == "0" for text in map("{:f}".format, found.values()))
     finally:
         await pool.close()
 
