@@ -247,6 +247,8 @@ async def test_the_second_listing_has_pages_and_filters(
     assert (sorted(found[:5]), found[5:]) == ([f"same-{n}" for n in range(5)], ["d", "c", "b", "a"])
     assert await ids(id={"$in": ["a", "same-1", "none"]}) == ["same-1", "a"]
     assert await ids(type={"$ne": "llm.tokens"}, id={"$like": "%-3"}) == ["same-3"]
+    in_part = (await client.get("/api/v1/events?id=ame-1")).json()  # the first listing's
+    assert [item["event"]["id"] for item in in_part] == ["same-1"]
     assert await ids(subject={"$eq": "globex"}) == await ids(source={"$in": []}) == []
     assert await ids(time={"$gte": "2026-11-23T00:30:30Z", "$lt": "2026-11-23T01:00:00Z"}) == ["c", "b"]
     assert len(await ids(time={"$lte": "2026-11-23T02:00:00Z"})) == 9
