@@ -104,7 +104,7 @@ events = st.builds(
     ),
     model=st.sampled_from([None, "a", ""]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_answer_equals_a_count_by_hand(
     ledger_url: str,
     made: list[tuple[datetime, object, object]],
