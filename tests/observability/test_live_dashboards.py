@@ -90,7 +90,8 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """It has watched events, garbage, repeats, a subscription's life and a drill."""
     command = program("prometheus")
     directory = tmp_path_factory.mktemp("prometheus")
-    targets = {f"kgent-{name}": stack.service(name).operations_port for name in EVERYTHING}
+    jobs = {"reads": "metering-reads"}  # as its pods are labelled
+    targets = {f"kgent-{jobs.get(name, name)}": stack.service(name).operations_port for name in EVERYTHING}
     exporter_command = shutil.which("prometheus-nats-exporter")
     exporter = Exporter(directory, exporter_command, stack.nats.monitor_url) if exporter_command else None
     if exporter is not None:
@@ -114,7 +115,7 @@ def work(stack: Stack) -> None:
     sent, roll = Sent(), random.Random(1)
     url, key = stack.service("api").url, stack.keys["acme"]
     asyncio.run(traffic.send_burst(sent, url=url, key=key, roll=roll))
-    asyncio.run(traffic.publish_directly(sent, url=stack.nats.url, tenant="acme"))
+    asyncio.run(traffic.publish_directly(sent, url=stack.nats.address, key=key, tenant="acme"))
     console = Console(file=StringIO())
     subscription.run(console, stack, roll)
     drill.run(console, stack)
