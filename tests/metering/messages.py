@@ -42,7 +42,7 @@ def message(
 
 def event(seq: int, event_id: str = "e1", **changes: object) -> Event:
     """A message that is an event."""
-    subject = f"agentese.{changes.get('subject', 'acme')}.{changes.get('type', 'llm.tokens')}"
+    subject = f"agentese.{changes.get('subject') or 'acme'}.{changes.get('type', 'llm.tokens')}"
     found = classify(message(seq, body(event_id, **changes), subject=subject))
     assert isinstance(found, Event), found
     return found
