@@ -204,6 +204,7 @@ async def test_sealed_backups_restore_and_drill_the_same(
         await archive(client, backup.local)
         outcome = await backup.daily.run()
         assert outcome.failures == {}
+        assert not [note for note in (await backup.inspection().look()).notes if "encrypted" in note]
     stored = [p for p in directory.rglob("*") if p.is_file() and not {"locks", "heads"} & set(p.parts)]
     sealed = [p.read_bytes()[:8] for p in stored if p.name not in (".lock", "verified")]
     assert set(sealed) == {b"KGSEAL1\0"}
@@ -254,6 +255,7 @@ async def test_the_service_archives_runs_and_reports(
                 await until(is_archived)
                 document = (await http.get("/health/ready")).json()
                 assert document["status"] == "ok", document
+                assert "NOT encrypted" in str(document)
                 assert await beats.next_msg(timeout=HANGS_AFTER_SECONDS)
                 await fill(client, 7, start=250)
             finally:

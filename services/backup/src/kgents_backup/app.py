@@ -18,7 +18,7 @@ from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.operations.archiving import ArchivePolicy, Archiver
 from kgents_backup.operations.daily import DailyRun
 from kgents_backup.operations.disaster import Region, watch_mirrors
-from kgents_backup.operations.standing import Inspection, Standing
+from kgents_backup.operations.standing import NOT_ENCRYPTED, Inspection, Standing
 from kgents_backup.operations.uploading import SegmentUploader
 from kgents_backup.settings import BackupSettings
 from kgents_backup.sinks.announcing import EventAnnouncer
@@ -260,6 +260,9 @@ async def run_service(settings: BackupSettings) -> None:
     health.useful["restore"] = lambda: (
         Check(Status.DEGRADED, "; ".join(standing.faults)[:500]) if standing.faults else Check(Status.OK)
     )
+    if not backup.local.sealer.is_sealing:
+        _log.warning("backup.plain", detail=NOT_ENCRYPTED)
+        health.useful["encryption"] = lambda: Check(Status.OK, NOT_ENCRYPTED)
     region = backup.region()
     if region is not None:
         parts.append(Loop("mirrors", lambda: watch_mirrors(region, backup.metrics)))

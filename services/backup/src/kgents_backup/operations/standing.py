@@ -23,6 +23,7 @@ from kgents_common.errors import KgentsError
 VERIFIED_WITHIN = timedelta(hours=50)
 DRILLED_WITHIN = timedelta(hours=50)
 LOCAL = "local"
+NOT_ENCRYPTED = "NOT encrypted: set KGENTS_BACKUP_KEY_FILE (see `kgents-backup key`)"
 
 
 class DrillRecord(msgspec.Struct, frozen=True):
@@ -86,9 +87,7 @@ class Inspection:
     async def _store(self, vault: Vault, found: Standing) -> None:
         now = self.clock.now()
         if not vault.sealer.is_sealing:
-            found.notes.append(
-                f"{vault.name}: NOT encrypted: set KGENTS_BACKUP_KEY_FILE (see `kgents-backup key`)"
-            )
+            found.notes.append(f"{vault.name}: {NOT_ENCRYPTED}")
         for stream in self.streams:
             catalogue = await vault.catalogue(stream)
             where = f"{vault.name} {stream}"
