@@ -16,7 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from kgents_devstack.demo import drill, subscription, traffic
+from kgents_devstack.demo import subscription, traffic
 from kgents_devstack.demo.traffic import Sent
 from kgents_devstack.servers.process import Server, free_port
 from kgents_devstack.stack import EVERYTHING, Stack
@@ -118,7 +118,9 @@ def work(stack: Stack) -> None:
     asyncio.run(traffic.publish_directly(sent, url=stack.nats.address, key=key, tenant="acme"))
     console = Console(file=StringIO())
     subscription.run(console, stack, roll)
-    drill.run(console, stack)
+    for verb in ("snapshot", "drill"):
+        done = stack.command("backup", verb)
+        assert done.returncode == 0, done.stderr
     headers = {"authorization": f"Bearer {key}"}
     httpx.get(f"{stack.reads.url}/api/v1/meters/tokens/query", headers=headers)
 
