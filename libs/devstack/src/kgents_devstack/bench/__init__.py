@@ -10,7 +10,7 @@ from kgents_devstack.bench.apply import measure_apply
 from kgents_devstack.bench.door import measure_door, measure_door_unsynced, measure_webhooks
 from kgents_devstack.bench.facts import measure_facts
 from kgents_devstack.bench.freshness import measure_freshness
-from kgents_devstack.bench.questions import measure_questions
+from kgents_devstack.bench.questions import measure_questions, measure_questions_unsynced
 from kgents_devstack.bench.report import Figure, Report
 from kgents_devstack.bench.soak import measure_soak
 
@@ -23,7 +23,11 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
     "facts": measure_facts,
 }
 # Too long for everybody's habit: run when named.
-LONG: dict[str, Callable[[], Iterator[Figure]]] = {"soak": measure_soak, "questions": measure_questions}
+LONG: dict[str, Callable[[], Iterator[Figure]]] = {
+    "soak": measure_soak,
+    "questions": measure_questions,
+    "questions-unsynced": measure_questions_unsynced,
+}
 
 
 def run_bench(only: list[str]) -> int:
