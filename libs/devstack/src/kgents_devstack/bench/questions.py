@@ -48,8 +48,7 @@ def measure_questions() -> Iterator[Figure]:
     """Each question beside the same sum over minutes alone; then freshness while the largest is asked."""
     with running(services=SERVICES) as stack:
         with psycopg.connect(stack.database_url, autocommit=True) as connection:
-            connection.execute(_FILL, [MINUTES + 9, "tokens"])
-            connection.execute("vacuum analyze metering.rollup, metering.rollup_hour, metering.rollup_day")
+            _fill(connection)
             alone = _median(lambda: connection.execute(_MINUTES_ALONE).fetchall())
         yield Figure(f"questions: a total over {MINUTES:,} minutes, in SQL over minutes alone", alone, "ms")
         with _client(stack) as client:
@@ -71,9 +70,14 @@ def measure_questions_unsynced() -> Iterator[Figure]:
     """
     with running(services=SERVICES, sync_always=False) as stack:
         with psycopg.connect(stack.database_url, autocommit=True) as connection:
-            connection.execute(_FILL, [MINUTES + 9, "tokens"])
-            connection.execute("vacuum analyze metering.rollup, metering.rollup_hour, metering.rollup_day")
+            _fill(connection)
         yield from _counting_beside(stack, "unsynced questions")
+
+
+def _fill(connection: psycopg.Connection) -> None:
+    connection.execute(_FILL, [MINUTES + 9, "tokens"])
+    connection.execute("vacuum analyze metering.rollup, metering.rollup_hour, metering.rollup_day")
+    connection.execute("checkpoint")  # what this wrote is on the disk before anything is measured
 
 
 def _counting_beside(stack: Stack, name: str) -> Iterator[Figure]:
