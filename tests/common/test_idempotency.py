@@ -9,7 +9,8 @@ from datetime import timedelta
 import pytest
 from redis.asyncio import Redis
 
-from kgents_common.idempotency import Busy, Held, NoLeases, RedisLeases, Unknown, make_redis
+from kgents_common.idempotency import Busy, Held, NoLeases, RedisLeases, Unknown
+from kgents_common.redis_client import make_redis
 from kgents_devstack.servers import ValkeyServer
 
 LENGTH = timedelta(seconds=3)

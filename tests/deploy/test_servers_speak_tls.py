@@ -23,7 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kgents_common import database
 from kgents_common.connection import Connection
-from kgents_common.idempotency import make_redis
+from kgents_common.redis_client import make_redis
 from kgents_common.settings import ServiceSettings
 from kgents_devstack import certificates
 from kgents_devstack.certificates import Authority

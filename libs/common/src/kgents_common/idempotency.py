@@ -16,9 +16,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from kgents_common.resilience import CircuitBreaker, CircuitOpenError
@@ -80,24 +78,6 @@ class Leases(Protocol):
 
     async def release(self, held: Held) -> None:
         """Let others have it at once."""
-
-
-def make_redis(url: str, *, timeout: timedelta = timedelta(milliseconds=200), connections: int = 32) -> Redis:
-    """A client that waits for a free connection and, for anything else, fails at once.
-
-    redis-py's own defaults retry with growing waits and raise under fan-out.
-    """
-    seconds = timeout.total_seconds()
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=seconds,
-        socket_timeout=seconds,
-        socket_connect_timeout=seconds,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-    )
-    return Redis(connection_pool=pool)
 
 
 class RedisLeases:

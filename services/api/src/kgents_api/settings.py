@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from kgents_common.redis_client import REDIS_URL_TEXT, RedisUrl
 from kgents_common.settings import ServiceSettings
 
 # A tenant may send what it did not send in so many seconds at once.
@@ -19,7 +20,7 @@ class ApiSettings(ServiceSettings):
 
     port: int = Field(8000, validation_alias="KGENTS_PORT", ge=0, le=65535)
     keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
-    redis_url: str | None = Field(None, validation_alias="REDIS_URL")
+    redis_url: RedisUrl | None = Field(None, validation_alias="REDIS_URL", description=REDIS_URL_TEXT)
     # NATS takes 1 MiB for headers and payload together, and closes a client for good that sends more.
     max_event_bytes: int = Field(512 * 1024, validation_alias="KGENTS_MAX_EVENT_BYTES", gt=0, le=900 * 1024)
     max_batch_bytes: int = Field(4 * 1024 * 1024, validation_alias="KGENTS_MAX_BATCH_BYTES", gt=0)
@@ -132,7 +133,7 @@ class AgentsSettings(ServiceSettings):
 
     port: int = Field(8004, validation_alias="KGENTS_PORT", ge=0, le=65535)
     keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
-    redis_url: str | None = Field(None, validation_alias="REDIS_URL")
+    redis_url: RedisUrl | None = Field(None, validation_alias="REDIS_URL", description=REDIS_URL_TEXT)
     issuer_seed_file: Path = Field(
         validation_alias="KGENTS_NATS_ISSUER_SEED_FILE",
         description="The account key that signs agents' users: whoever has it can let anybody in",

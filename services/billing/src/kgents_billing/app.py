@@ -32,10 +32,11 @@ from kgents_common.crash import CrashPoints
 from kgents_common.dead_letters import Mirror
 from kgents_common.errors import TransientError
 from kgents_common.health import Health, Heartbeat, LastLook, circuit, up
-from kgents_common.idempotency import Leases, NoLeases, RedisLeases, make_redis
+from kgents_common.idempotency import Leases, NoLeases, RedisLeases
 from kgents_common.keyring import open_keyring
 from kgents_common.leadership import leadership
 from kgents_common.publisher import Publisher
+from kgents_common.redis_client import make_redis
 from kgents_common.request_metrics import RequestMetrics
 from kgents_common.resilience import CircuitBreaker
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from kgents_common.errors import TransientError
-from kgents_common.idempotency import make_redis
+from kgents_common.redis_client import make_redis
 from kgents_common.resilience import CircuitBreaker, CircuitOpenError, CircuitState
 from kgents_common.upkeep import Round, Upkeep
 
