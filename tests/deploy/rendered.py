@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "deploy" / "k8s"
 MANIFESTS = runpy.run_path(str(ROOT / "deploy" / "manifests.py"))
 OVERLAYS: tuple[str, ...] = MANIFESTS["OVERLAYS"]
+# And with what is in none of them, but keeps the same rules: overlay+component.
+WITH_SENTINELS = "production+redis-sentinel"
+COMBINED = (*OVERLAYS, WITH_SENTINELS)
 Object = Mapping[str, Any]
 
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
@@ -57,7 +60,9 @@ def _kept(name: str, render: Callable[[], str]) -> tuple[Object, ...]:
 
 @cache
 def overlay(name: str) -> tuple[Object, ...]:
-    """Every object of an overlay."""
+    """Every object of an overlay, or of `overlay+component`."""
+    if "+" in name:
+        return with_component(*name.split("+"))
     return _kept(f"overlay {name}", lambda: MANIFESTS["overlay"](name))
 
 

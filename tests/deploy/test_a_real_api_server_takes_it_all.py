@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kgents_devstack.servers.process import Server, free_port
 
-from .rendered import MANIFESTS, OVERLAYS, Object, is_custom, name_of, parsed
+from .rendered import COMBINED, Object, is_custom, name_of, overlay
 
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS")
 CRDS = sorted(Path(ASSETS, "crds").glob("*.yaml")) if ASSETS else []
@@ -158,7 +158,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def given(name: str, cluster: Cluster) -> list[Object]:
     """An overlay, without custom resources where the server does not know them."""
-    return [o for o in parsed(MANIFESTS["overlay"](name)) if cluster.has_crds or not is_custom(o)]
+    return [o for o in overlay(name) if cluster.has_crds or not is_custom(o)]
 
 
 def stored(cluster: Cluster, objects: Sequence[Object]) -> dict[str, Object]:
@@ -172,7 +172,7 @@ def stored(cluster: Cluster, objects: Sequence[Object]) -> dict[str, Object]:
     return {name_of(item): item for item in found}
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", COMBINED)
 def test_an_overlay_is_applied_twice_without_an_error_a_warning_or_a_change(
     name: str, cluster: Cluster
 ) -> None:

@@ -12,7 +12,7 @@ from cryptography import x509
 
 from kgents_devstack.certificates import SERVERS
 
-from .rendered import OVERLAYS, find, overlay, workloads
+from .rendered import COMBINED, find, overlay, workloads
 
 NAMESPACES = {"nats": "kgents-agents", "triad-redis": "kgents-triad", "triad-postgres": "kgents-triad"}
 
@@ -29,18 +29,20 @@ def hosts(name: str) -> Iterator[tuple[str, str]]:
     yield "triad-postgres", "triad-postgres.kgents-triad.svc"  # in Secrets
     for server, host in re.findall(r"//(nats|triad-redis)(\.kgents-[a-z]+\.svc)", told):
         yield server, server + host
+    for host in re.findall(r"triad-redis-\d\.[a-z.-]+\.svc", told):
+        yield "triad-redis", host
     for route in re.findall(r"nats://([a-z0-9.-]+):6222", told):
         yield "nats", route
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", [*COMBINED, "local+redis-sentinel"])
 def test_a_certificate_has_every_name_that_its_clients_know_it_by(name: str) -> None:
     """Another name than the one that was dialled is no name."""
     objects = overlay(name)
     found = set(hosts(name))
     assert {server for server, _ in found} == {"nats", "triad-redis", "triad-postgres"}
     for server, host in found:
-        if name == "local":
+        if name.startswith("local"):
             secret = find(objects, "Secret", f"{server}-tls", NAMESPACES[server])["data"]
             shown = x509.load_pem_x509_certificate(base64.b64decode(secret["tls.crt"]))
             names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -74,7 +76,7 @@ def test_a_laptop_s_certificates_are_of_the_authority_its_services_believe() -> 
         assert shown.not_valid_after_utc > datetime.now(UTC) + timedelta(days=365)
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", COMBINED)
 def test_every_service_is_told_whom_to_believe(name: str) -> None:
     """The file is mounted where the settings say, and no address is without TLS."""
     for workload in workloads(overlay(name)):
@@ -90,3 +92,4 @@ def test_every_service_is_told_whom_to_believe(name: str) -> None:
             assert told["PGSSLMODE"] == "verify-full"
             assert told["NATS_SERVERS"].startswith("tls://")
             assert "redis://" not in str(told)
+            assert "redis+sentinel://" not in str(told)

@@ -64,6 +64,7 @@ def test_an_external_redis_is_reached_by_the_door_and_billing_with_the_secret_s_
 
     for name in ("kgent-api", "kgent-agents", "kgent-billing"):
         assert is_allowed(policies, End(name, T, {NAME: name}), PRIVATE, 6380), name
+        assert is_allowed(policies, End(name, T, {NAME: name}), PRIVATE, 26379), name
         container = next(w for w in workloads(objects) if w.name == name).pod["containers"][0]
         told = [v for v in container["env"] if v["name"] == "REDIS_URL"]
         wanted = {"name": secret["spec"]["target"]["name"], "key": secret["spec"]["data"][0]["secretKey"]}

@@ -10,15 +10,15 @@ import pytest
 from pydantic import ValidationError
 
 from . import custom_resources
-from .rendered import OVERLAYS, Object, find, is_custom, name_of, overlay
+from .rendered import COMBINED, Object, find, is_custom, name_of, overlay
 
 # The oldest Kubernetes the manifests are for (native sidecars), and the newest that the schemas know.
 VERSIONS = ("1.29", pytest.param("1.37", marks=pytest.mark.long))
 
 
 def built_in() -> list[Object]:
-    """Every object that some overlay has, once."""
-    distinct = {json.dumps(o): o for name in OVERLAYS for o in overlay(name) if not is_custom(o)}
+    """Every object that some overlay has, or one with a component, once."""
+    distinct = {json.dumps(o): o for name in COMBINED for o in overlay(name) if not is_custom(o)}
     return list(distinct.values())
 
 
@@ -37,7 +37,7 @@ def test_every_object_is_valid_in_strict_mode(version: str) -> None:
 
 def test_every_custom_resource_is_as_its_project_documents_it() -> None:
     """Unknown fields, wrong enums, numbers where strings must be are refused."""
-    found = [o for name in OVERLAYS for o in overlay(name) if is_custom(o)]
+    found = [o for name in COMBINED for o in overlay(name) if is_custom(o)]
 
     assert {o["kind"] for o in found} == {"Certificate", "ExternalSecret", "ScaledObject"}
     for resource in found:
@@ -63,7 +63,7 @@ def test_a_wrong_custom_resource_is_refused(path: tuple[str, ...], value: Any) -
         custom_resources.check(wrong)
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", COMBINED)
 def test_no_object_is_there_twice(name: str) -> None:
     """The second of two of a name would win in silence."""
     names = [name_of(found) for found in overlay(name)]

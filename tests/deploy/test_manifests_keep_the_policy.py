@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from .rendered import (
+    COMBINED,
     KEEP_RUNNING,
     OVERLAYS,
     ROOT,
+    WITH_SENTINELS,
     Workload,
     find,
     is_selected,
@@ -22,6 +24,7 @@ from .rendered import (
 )
 
 PARTS = [(name, workload) for name in OVERLAYS for workload in workloads(overlay(name))]
+PARTS += [(WITH_SENTINELS, one) for one in workloads(overlay(WITH_SENTINELS)) if one.name == "triad-redis"]
 NAMED = pytest.mark.parametrize(
     ("name", "workload"), PARTS, ids=[f"{name}-{workload.name}" for name, workload in PARTS]
 )
@@ -136,7 +139,7 @@ def test_a_rollout_takes_nothing_away_before_its_replacement_is_ready(name: str,
     assert workload.source["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", COMBINED)
 def test_what_has_replicas_has_a_budget_and_what_has_one_has_none(name: str) -> None:
     """A budget on a single replica would hold up every node's maintenance."""
     objects = overlay(name)
@@ -167,7 +170,7 @@ def test_a_number_of_replicas_has_one_owner(name: str) -> None:
         assert "replicas" not in find(objects, "Deployment", target, namespace)["spec"]
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", COMBINED)
 def test_every_object_says_whose_it_is(name: str) -> None:
     """`app.kubernetes.io/part-of` on all, and on every pod its name too."""
     for found in overlay(name):
@@ -188,7 +191,7 @@ def readable(name: str) -> Iterator[tuple[str, str, str]]:
                 yield workload.name, variable["name"], variable.get("value", "")
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", COMBINED)
 def test_no_secret_is_where_it_can_be_read(name: str) -> None:
     """Neither by what it looks like nor by what it is called, but for a file's path."""
     for where, key, value in readable(name):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .network import End, is_allowed
-from .rendered import OVERLAYS, Object, overlay, ports_of, workloads
+from .rendered import COMBINED, WITH_SENTINELS, Object, overlay, ports_of, workloads
 
 NAME = "app.kubernetes.io/name"
 T, A, O, DNS = "kgents-triad", "kgents-agents", "kgents-observability", "kube-system"  # noqa: E741 the seed's three
@@ -89,6 +89,11 @@ MORE: dict[str, dict[str, set[tuple[str, int]]]] = {
     },
     "dr": {"kgent-backup": OFFSITE, "kgent-backup-daily": OFFSITE, "nats": LEAF_OUT},
 }
+MORE[WITH_SENTINELS] = {
+    **MORE["production"],
+    **{client: {("triad-redis", 26379)} for client in ("kgent-api", "kgent-agents", "kgent-billing")},
+    "triad-redis": {("triad-redis", 6379), ("triad-redis", 26379)},
+}
 # Asked of every target besides its own ports.
 OTHER_PORTS = (22, 53, 80, 443, 4222, 5432, 6222, 6379, 7422, 8222)
 
@@ -113,7 +118,7 @@ def ends_of(name: str) -> list[End]:
     ]
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", COMBINED)
 def test_the_table_s_edges_are_open_and_no_other_is(name: str) -> None:
     """Every pair of ends, at every port that any of them has: allowed if it is in the table, else refused."""
     ends = ends_of(name)

@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 # Under which names clients, and NATS' nodes each other, reach the servers.
 SERVERS: Mapping[str, Sequence[str]] = {
     "nats": ("nats.kgents-agents.svc", "*.nats-headless.kgents-agents.svc"),
-    "triad-redis": ("triad-redis.kgents-triad.svc",),
+    "triad-redis": ("triad-redis.kgents-triad.svc", "*.triad-redis-nodes.kgents-triad.svc"),
     "triad-postgres": ("triad-postgres.kgents-triad.svc",),
 }
 LAPTOP = timedelta(days=3650)
