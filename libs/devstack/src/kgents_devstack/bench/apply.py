@@ -36,8 +36,9 @@ def measure_apply() -> Iterator[Figure]:
             rates.append(_applied(stack, (number + 1) * EVENTS))
         floor, rate = statistics.median(floors), statistics.median(rates)
         yield Figure("apply: bare loop (read, decode, ack)", floor, "events/s")
-        yield Figure("apply: one metering process", rate, "events/s", target=10_000)
-        yield Figure("apply: ratio to the bare loop", rate / floor, "×")
+        yield Figure("apply: one metering process", rate, "events/s")
+        # 10,000 events/s where the bare loop did 26,000.
+        yield Figure("apply: ratio to the bare loop", rate / floor, "×", target=0.38)
         yield Figure(
             "apply: metering resident after the load", _memory(stack), "MiB", target=256, at_most=True
         )

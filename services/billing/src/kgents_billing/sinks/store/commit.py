@@ -100,7 +100,8 @@ class Store(Surroundings):
             TransientError: Nothing is committed, or (a lost connection) all of it: the event's id tells.
         """
         with transient_errors():
-            async with self._pool.connection() as connection, connection.transaction():
+            # Statements whose answer nobody needs yet are sent together: waiting for each was half the work.
+            async with self._pool.connection() as connection, connection.pipeline(), connection.transaction():
                 if decision.outcome is Outcome.QUARANTINED:
                     await self._quarantine(connection, event, decision, origin)
                     return Committed(Outcome.QUARANTINED, 0, decision.reason, decision.named)

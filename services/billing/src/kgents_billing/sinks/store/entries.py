@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.model.decision import Payment
@@ -56,11 +56,9 @@ select tenant from billing.payment where id in (
 """
 
 
-async def payer(connection: AsyncConnection, payment: str | None, names: Sequence[str]) -> str | None:
-    """Who paid, by the payment's id or one of its names; None where that is not known."""
-    found = await connection.execute(_PAYER, {"payment": payment, "names": list(names)})
-    row = await found.fetchone()
-    return row[0] if row else None
+async def asked_payer(connection: AsyncConnection, payment: str | None, names: Sequence[str]) -> AsyncCursor:
+    """The question who paid, by the payment's id or one of its names: no row where that is not known."""
+    return await connection.execute(_PAYER, {"payment": payment, "names": list(names)})
 
 
 async def keep_payment(

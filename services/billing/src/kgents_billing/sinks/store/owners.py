@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.model.ownership import NOW, Kind, SaidBy, Word, assigned_at, owner_at
@@ -27,7 +27,8 @@ select coalesce(
 
 _WORDS = """
 select kind, id, second, after, before, said_by from billing.owner
-where (kind = 'subscription' and id = %(subscription)s) or (kind = 'customer' and id = %(customer)s)
+where (kind = 'subscription' and id = %(subscription)s) or (kind = 'customer' and id = coalesce(%(customer)s,
+    (select customer from billing.reference where id = any(%(references)s) order by id limit 1)))
 order by second, before, after
 """
 # A word that only repeats an earlier one is left out: one that came before it may be repeated.
@@ -67,7 +68,23 @@ async def words_about(
     connection: AsyncConnection, subscription: str | None, customer: str | None
 ) -> list[Word]:
     """Everything said of who owns a subscription, and a customer."""
-    found = await connection.execute(_WORDS, {"subscription": subscription, "customer": customer})
+    return await words_of(await asked_about(connection, subscription, customer))
+
+
+async def asked_about(
+    connection: AsyncConnection,
+    subscription: str | None,
+    customer: str | None,
+    references: Sequence[str] = (),
+) -> AsyncCursor:
+    """The question for `words_of`; a customer that is not named is the one of these references."""
+    return await connection.execute(
+        _WORDS, {"subscription": subscription, "customer": customer, "references": list(references)}
+    )
+
+
+async def words_of(found: AsyncCursor) -> list[Word]:
+    """What `asked_about` found."""
     return [
         Word(Kind(kind), name, second, after, before, SaidBy(said_by))
         for kind, name, second, after, before, said_by in await found.fetchall()

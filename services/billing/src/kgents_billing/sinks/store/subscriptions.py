@@ -42,7 +42,7 @@ insert into billing.subscription (id, tenant, customer, livemode, account, statu
 values (%(id)s, %(tenant)s, %(customer)s, %(livemode)s, %(account)s, %(status)s, %(state)s, %(recent)s,
     %(has_started)s, %(observed_via)s, %(needs_refetch)s, %(last_access)s, %(last_event)s,
     %(past_due_entered)s, %(past_due_left)s, 1)
-on conflict (id) do nothing
+on conflict (id) do nothing returning version
 """
 _UPDATE = """
 update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, status = %(status)s,
@@ -50,7 +50,7 @@ update billing.subscription set tenant = %(tenant)s, customer = %(customer)s, st
     needs_refetch = %(needs_refetch)s, last_access = %(last_access)s, last_event = %(last_event)s,
     past_due_entered = %(past_due_entered)s, past_due_left = %(past_due_left)s,
     version = version + 1, updated_at = now(), not_found = false
-where id = %(id)s and version = %(version)s
+where id = %(id)s and version = %(version)s returning version
 """
 
 
@@ -190,5 +190,5 @@ async def put_subscription(
         "version": row.version,
     }
     written = await connection.execute(_INSERT if row.version == 0 else _UPDATE, values)
-    if written.rowcount == 0:
+    if await written.fetchone() is None:
         raise OvertakenError(f"subscription {row.id} was written meanwhile")
