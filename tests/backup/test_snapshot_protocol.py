@@ -111,7 +111,8 @@ async def test_a_live_stream_is_not_overwritten(each_client: VerbatimClient) -> 
 
 
 async def test_a_damaged_copy_is_refused_by_the_server(each_client: VerbatimClient) -> None:
-    """Rule: what the server cannot read back ends in an error and leaves no stream."""
+    """Rule: what cannot be read back ends in an error and leaves no stream, whether the server sees it or, where
+    it is slow and given smaller pieces, we do."""
     await make_stream(each_client)
     await fill(each_client, 3000, size=1000)
     async with snapshot(each_client, STREAM) as source:
@@ -119,7 +120,7 @@ async def test_a_damaged_copy_is_refused_by_the_server(each_client: VerbatimClie
     await each_client.jetstream().delete_stream(STREAM)
     damaged = bytearray(b"".join(copy))
     damaged[len(damaged) // 2] ^= 0xFF
-    with pytest.raises(ProtocolError, match="refused the restore"):
+    with pytest.raises(ProtocolError, match=r"refused the restore|does not open"):
         await restore_snapshot(
             each_client,
             config=source.config,

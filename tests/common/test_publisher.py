@@ -69,8 +69,14 @@ async def test_a_taken_subject_is_told_apart(nats_url: str, connect: Connect) ->
     await publisher.start()
     headers = {EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
     await publisher.publish("events.stripe.live.x.evt_1", b"{}", message_id="a", headers=headers)
-    with pytest.raises(AlreadyThereError):
-        await publisher.publish("events.stripe.live.x.evt_1", b"{}", message_id="b", headers=headers)
+    for message_id in (
+        "b",
+        "a",
+    ):  # a server of 2.10 knows the second as a repeat before it looks at the subject
+        with pytest.raises(AlreadyThereError):
+            await publisher.publish(
+                "events.stripe.live.x.evt_1", b"{}", message_id=message_id, headers=headers
+            )
     await publisher.stop()
 
 

@@ -144,8 +144,8 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_a_service_without_its_settings_says_what_is_missing(tmp_path: Path) -> None:
     """Rule: refuse to start, naming every missing variable."""
-    for name in ("api", "metering"):
-        with pytest.raises(StartError, match="KGENTS_KEYRING_FILE"):
+    for name, missing in (("api", "KGENTS_KEYRING_FILE"), ("metering", "DATABASE_URL")):
+        with pytest.raises(StartError, match=missing):
             ServiceProcess(name, tmp_path / name, {"NATS_SERVERS": "nats://127.0.0.1:1"}).start()
 
 

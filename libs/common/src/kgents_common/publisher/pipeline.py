@@ -151,7 +151,11 @@ class Publisher:
             CircuitOpenError: A NotDurableError's cause happened too often lately.
         """
         future = await self.send(subject, payload, message_id=message_id, headers=headers)
-        return await future
+        ack = await future
+        # A server up to 2.10 knows the message's id before it looks at the subject.
+        if ack.duplicate and headers is not None and headers.get(EXPECTED_LAST_SUBJECT_SEQUENCE) == "0":
+            raise AlreadyThereError("the subject already holds a message")
+        return ack
 
     async def publish_all(self, messages: Sequence[Message]) -> list[Ack | KgentsError]:
         """Send all, then await all: for each, in order, its acknowledgement or one of `publish`'s errors.

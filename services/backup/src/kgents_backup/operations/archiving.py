@@ -175,9 +175,13 @@ class Archiver:
             await self.step(is_waiting=is_waiting)
             before, reached = reached, self._reader.next_sequence if self._reader else 0
             is_waiting = reached == before  # only a server that is slow is worth waiting for
-            if self._next > info.last_sequence or (self._reader and self._reader.pending == 0):
-                await self.flush()
+            if self._next > info.last_sequence:
                 break
+            if self._reader is not None and self._reader.pending == 0:
+                if await self._reader.is_only_gaps(info.last_sequence):
+                    break
+                await self._reader.close()  # it stands on a follower that lacks what is to come
+        await self.flush()
         return self.state.position
 
     async def flush(self) -> None:

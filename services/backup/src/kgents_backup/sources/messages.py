@@ -18,11 +18,12 @@ from nats.errors import Error as NatsError
 
 from kgents_backup.model.faults import ProtocolError
 from kgents_backup.model.segment import Message, subject_of
+from kgents_backup.sources.stream import NOT_FOUND
 from kgents_common.connection import Client
 from kgents_common.connection import Message as Received
 from kgents_common.errors import TransientError
 from kgents_common.pull import Delivered, Forward
-from kgents_common.streams import request
+from kgents_common.streams import JetStreamApiError, request
 
 BATCH_MESSAGES = 2000
 BATCH_BYTES = 8 * 1024 * 1024
@@ -127,9 +128,29 @@ class MessageReader:
             if state["last_seq"] < self._next or (state["messages"] == 0):
                 return
             if self._pending == 0 and self._consumer is not None:
-                return  # only gaps are left
+                if await self.is_only_gaps(until):
+                    return
+                await self.close()  # it stands where not everything has arrived yet
             if loop.time() - seen_at > 30:
                 raise ProtocolError(f"{self._stream} gives nothing after {self._next - 1}")
+
+    async def is_only_gaps(self, until: int) -> bool:
+        """Whether nothing is stored from here to `until`: the stream's leader is asked.
+
+        A consumer says that nothing is pending of what the server it stands on has: of a replicated stream, a
+        follower may still lack what its leader took.
+
+        Raises:
+            JetStreamApiError, TransientError: As `batch`.
+        """
+        wanted = {"seq": self._next, "next_by_subj": ">"}
+        try:
+            found = await request(self._client, f"STREAM.MSG.GET.{self._stream}", wanted, api=self._api)
+        except JetStreamApiError as error:
+            if error.code != NOT_FOUND:
+                raise
+            return True
+        return int(found["message"]["seq"]) > until
 
     async def close(self) -> None:
         """Let go of the consumer; the server would, after a minute."""

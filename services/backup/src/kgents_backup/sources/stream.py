@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,15 @@ async def message_time(client: Client, stream: str, sequence: int) -> int | None
     return moments.to_nanoseconds(answer["message"]["time"])
 
 
+def reached(consumer: Mapping[str, Any]) -> int:
+    """The sequence up to which a consumer is done; one made to begin later is done with what is before.
+
+    Servers of 2.10 say 0 until it has acknowledged something.
+    """
+    before = int(consumer["config"].get("opt_start_seq") or 1) - 1
+    return max(int(consumer["ack_floor"]["stream_seq"]), before)
+
+
 async def durable_consumers(client: Client, stream: str) -> list[ConsumerRecord]:
     """Every durable consumer and where it stands.
 
@@ -87,7 +97,7 @@ async def durable_consumers(client: Client, stream: str) -> list[ConsumerRecord]
         answer = await request(client, f"CONSUMER.LIST.{stream}", {"offset": offset})
         page = answer.get("consumers") or []
         found += [
-            ConsumerRecord(c["name"], c["config"], int(c["ack_floor"]["stream_seq"]))
+            ConsumerRecord(c["name"], c["config"], reached(c))
             for c in page
             if c["config"].get("durable_name")
         ]

@@ -19,7 +19,7 @@ from kgents_backup.operations.restoring.opening import refuse_fenced_subjects, w
 from kgents_backup.operations.restoring.preparing import Prepared
 from kgents_backup.operations.restoring.reporting import RestoreReport
 from kgents_backup.sinks.store import Vault
-from kgents_backup.sources.stream import StreamInfo, stream_info
+from kgents_backup.sources.stream import StreamInfo, reached, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.clock import Clock
 from kgents_common.streams import request
@@ -153,4 +153,4 @@ async def _consumers(
             "no snapshot was used, and no segment knew a consumer: apply the streams' consumers again, they"
             " start from the first"
         )
-    return [(c["name"], int(c["ack_floor"]["stream_seq"])) for c in durable]
+    return [(c["name"], reached(c)) for c in durable]
