@@ -28,8 +28,9 @@ from kgents_backup.model.faults import (
     UnrecoverableError,
 )
 from kgents_backup.model.plan import Until
+from kgents_backup.operations import archiving
 from kgents_backup.operations.archiving import Archiver
-from kgents_backup.operations.restoring import Prepared, journal, prepare
+from kgents_backup.operations.restoring import Prepared, journal, keeping, prepare
 from kgents_backup.operations.restoring.transaction import Restoration, Wanted
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.operations.uploading import upload_missing
@@ -188,6 +189,41 @@ async def test_interrupted_anywhere_it_can_be_taken_back(
     assert await journal.kept_streams(client) == []
     with pytest.raises(RefusedError, match="no restore of AGENTESE is under way"):
         await restoration(client, vault).undo(STREAM)
+
+
+@pytest.mark.parametrize("was_archived", [False, True], ids=["by this release", "by the one before"])
+async def test_what_was_taken_back_can_be_lost_again(
+    client: VerbatimClient, vault: Vault, monkeypatch: pytest.MonkeyPatch, was_archived: bool
+) -> None:
+    """Rule: while it is taken back the stream is a mirror of its copy for a moment; nobody archives it as that, and
+    where the release before did, a restore takes the stream's own configuration."""
+    before = await half_archived(client, vault)
+    with pytest.raises(Killed):
+        await restoration(client, vault, crash="restore.filled").bring_back(REPLACE)
+    same = keeping._same
+
+    async def meanwhile(asked: VerbatimClient, origin: str, mirror: str) -> None:
+        await same(asked, origin, mirror)
+        if mirror == STREAM:
+            with monkeypatch.context() as patch:
+                if was_archived:
+                    patch.setattr(archiving, "is_closed", lambda _: False)
+                    await archive(client, vault)
+                else:
+                    with pytest.raises(RestoringError):
+                        await archive(client, vault)
+
+    monkeypatch.setattr(keeping, "_same", meanwhile)
+    await restoration(client, vault).undo(STREAM)
+    await archive(client, vault)
+    await client.jetstream().delete_stream(STREAM)
+    await restoration(client, vault).bring_back(Wanted(STREAM))
+    assert [m for m in await shown(client) if m[0] != 7] == [m for m in before if m[0] != 7]
+    info = await stream_info(client, STREAM)
+    assert info is not None
+    assert info.config["subjects"] == ["agentese.>"]
+    assert info.config["max_age"] == 30 * 86400 * 10**9
+    assert await is_taken(client)
 
 
 async def test_on_every_server_it_goes_on_and_can_be_taken_back_after_the_stream_was_deleted(

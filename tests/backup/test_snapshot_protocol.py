@@ -111,8 +111,8 @@ async def test_a_live_stream_is_not_overwritten(each_client: VerbatimClient) -> 
 
 
 async def test_a_damaged_copy_is_refused_by_the_server(each_client: VerbatimClient) -> None:
-    """Rule: what cannot be read back ends in an error and leaves no stream, whether the server sees it or, where
-    it is slow and given smaller pieces, we do."""
+    """Rule: what cannot be read back ends in an error and leaves no stream: the server's, or ours where it is
+    slow and given smaller pieces."""
     await make_stream(each_client)
     await fill(each_client, 3000, size=1000)
     async with snapshot(each_client, STREAM) as source:

@@ -18,6 +18,7 @@ SHORTEST_DUPLICATE_WINDOW = 100_000_000
 # Messages that stand for sequences which the stream did not hold; purged when the tail is in.
 FILLER = "kgents.filler"
 _SERVERS_OWN = "_nats."
+_OF_A_MIRROR = ("mirror", "mirror_direct", "sources")
 
 
 def fence_prefix(stream: str, token: str) -> str:
@@ -57,7 +58,7 @@ def final(
         replicas: Instead of the snapshot's.
         subjects: Instead of the snapshot's, e.g. for a mirror that becomes the stream itself.
     """
-    found = {key: value for key, value in config.items() if key not in ("mirror", "sources")}
+    found = {key: value for key, value in config.items() if key not in _OF_A_MIRROR}
     found["name"] = name
     if subjects is not None:
         found["subjects"] = subjects

@@ -23,6 +23,7 @@ KEPT_OF = "kgents.kept_of"
 LINEAGE = "kgents.restored"
 OUR_MARKS = (MARK, KEPT_OF, LINEAGE)
 _CLOSED = ("kgents.restore.", "kgents.fenced.")
+_KEPT = "-before-"
 
 
 class Step(StrEnum):
@@ -82,7 +83,7 @@ def record_key(stream: str) -> str:
 
 def kept_name(stream: str, token: str) -> str:
     """The name of the copy of the stream as it was."""
-    return f"{stream}-before-{token}"
+    return f"{stream}{_KEPT}{token}"
 
 
 def mark(config: Mapping[str, Any], record: RestoreRecord) -> dict[str, Any]:
@@ -123,7 +124,9 @@ def is_closed(config: Mapping[str, Any]) -> bool:
 
 
 def is_of_a_fence(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one that only held while publishers were kept out."""
+    """Whether a configuration only held while publishers were kept out, or while a copy was taken back."""
+    if _KEPT in str((config.get("mirror") or {}).get("name", "")):
+        return True
     return is_closed(config) or any(str(s).startswith(_CLOSED) for s in config.get("subjects") or ())
 
 

@@ -10,7 +10,7 @@ import structlog
 
 from kgents_backup.model import configurations
 from kgents_backup.model.faults import ProtocolError
-from kgents_backup.model.restoration import RestoreRecord, fenced_live, kept_config
+from kgents_backup.model.restoration import RestoreRecord, fenced_live, kept_config, mark
 from kgents_backup.operations.consumers import make_consumers
 from kgents_backup.sinks.replay import Replay
 from kgents_backup.sources.messages import MessageReader
@@ -82,7 +82,8 @@ async def bring_back_kept(client: VerbatimClient, record: RestoreRecord) -> None
             k: record.config[k] for k in ("storage", "num_replicas", "allow_msg_ttl") if k in record.config
         }
         mirror |= {"name": stream, "mirror": {"name": record.kept}, "allow_direct": True}
-        await request(client, f"STREAM.CREATE.{stream}", mirror, timeout_seconds=60)
+        # Marked: what holds of a mirror for a moment is no configuration to archive the stream under.
+        await request(client, f"STREAM.CREATE.{stream}", mark(mirror, record), timeout_seconds=60)
         await _same(client, record.kept, stream)
         await request(client, f"STREAM.UPDATE.{stream}", fenced, timeout_seconds=60)
     else:
