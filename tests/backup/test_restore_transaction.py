@@ -195,8 +195,8 @@ async def test_interrupted_anywhere_it_can_be_taken_back(
 async def test_what_was_taken_back_can_be_lost_again(
     client: VerbatimClient, vault: Vault, monkeypatch: pytest.MonkeyPatch, was_archived: bool
 ) -> None:
-    """Rule: while it is taken back the stream is a mirror of its copy for a moment; nobody archives it as that, and
-    where the release before did, a restore takes the stream's own configuration."""
+    """Rule: while it is taken back the stream is a mirror of its copy for a moment: nobody archives that.
+    Where the release before did, a restore takes the stream's own configuration."""
     before = await half_archived(client, vault)
     with pytest.raises(Killed):
         await restoration(client, vault, crash="restore.filled").bring_back(REPLACE)

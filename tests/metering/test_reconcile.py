@@ -10,6 +10,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_metering.handlers.commands import _parser
 from kgents_metering.handlers.reconcile import Report, reconcile
 from kgents_metering.model.reconciliation import Expected
 from kgents_metering.model.wire import Owed
@@ -135,3 +136,11 @@ async def test_what_is_on_its_way_is_no_difference(ledger: Ledger, pool: Pool) -
 def test_the_tolerance_is_what_float64_may_lose(expected: Expected, theirs: Decimal, agrees: bool) -> None:
     """Rule: exact where float64 is, and elsewhere no more than its own error."""
     assert expected.agrees(theirs) is agrees
+
+
+@pytest.mark.parametrize("hours", ["0", "-5", "99999999999", "nan"])
+def test_hours_that_are_none_are_refused(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: a wrong number is the caller's, told before anything is asked."""
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["reconcile", "--hours", hours])
+    assert "--hours" in capsys.readouterr().err

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
+import os
+import secrets
 import shutil
+import signal
 import sysconfig
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from kgents_backup.sources.verbatim import VerbatimClient, connect, connected
 from kgents_common.errors import ConfigurationError, TransientError
 from kgents_common.streams import request
 
 START_SECONDS = 60.0
+_PREFIX, _OWNER, _PID, _CONFIGURATION = "drill-", "owner", "pid", "drill.conf"
+
+_log = structlog.get_logger()
 
 
 @asynccontextmanager
@@ -73,13 +82,38 @@ async def own_server(directory: Path | None = None) -> AsyncIterator[OwnServer]:
         TransientError: The server does not come up.
     """
     program = find_program()
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="drill-", dir=directory))
+    if directory is not None:
+        await asyncio.to_thread(_sweep, directory)
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_PREFIX, dir=directory))
     try:
-        async with AsyncExitStack() as running:
-            client = await running.enter_async_context(_started(program, folder))
-            yield OwnServer(client, folder, running)
+        with _claimed(folder):
+            async with AsyncExitStack() as running:
+                client = await running.enter_async_context(_started(program, folder))
+                yield OwnServer(client, folder, running)
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """While the block runs, and this process lives, the folder is somebody's."""
+    with (folder / _OWNER).open("wb") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(directory: Path) -> None:
+    """End the servers and remove the files that processes left which were killed."""
+    for folder in directory.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), (folder / _OWNER).open("rb") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError, ValueError):
+                left = int((folder / _PID).read_text())
+                # The number may be another's by now.
+                if str(folder / _CONFIGURATION).encode() in Path(f"/proc/{left}/cmdline").read_bytes():
+                    os.kill(left, signal.SIGKILL)
+            shutil.rmtree(folder, ignore_errors=True)
+            _log.info("scratch.swept", folder=folder.name)
 
 
 async def program_version() -> str:
@@ -117,19 +151,22 @@ def find_program() -> str:
 async def _started(program: str, folder: Path) -> AsyncIterator[VerbatimClient]:
     ports = folder / "ports"
     ports.mkdir()
-    configuration = folder / "drill.conf"
+    configuration = folder / _CONFIGURATION
+    token = secrets.token_urlsafe(24)
     # Nothing in it outlives the drill, so it need not be synced to disk.
     configuration.write_text(
         f'server_name: "drill"\nlisten: "127.0.0.1:-1"\nports_file_dir: "{ports}"\nmax_payload: 8MB\n'
+        f'authorization {{ token: "{token}" }}\n'
         f'jetstream {{ store_dir: "{folder / "store"}", max_file_store: 1TB, max_memory_store: 64MB }}\n'
     )
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program, "-c", str(configuration), stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL
         )
+    (folder / _PID).write_text(str(process.pid))
     try:
         url = await _url(ports, process)
-        client = await connect({"servers": url, "name": "backup-drill"})
+        client = await connect({"servers": url, "name": "backup-drill", "token": token})
         try:
             yield client
         finally:

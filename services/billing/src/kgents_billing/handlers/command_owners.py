@@ -4,6 +4,7 @@ another."""
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -34,12 +35,18 @@ def add_to(commands: Any) -> None:
 
     assign = commands.add_parser("assign", help="a subscription or a customer is a tenant's from now on")
     assign.add_argument("kind", choices=KINDS)
-    assign.add_argument("id")
+    assign.add_argument("id", type=_stripe_id)
     given = assign.add_mutually_exclusive_group(required=True)
     given.add_argument("tenant", nargs="?")
     given.add_argument("--release", action="store_true", help="it is whose Stripe says, again")
     assign.add_argument("--since", type=moment_argument, metavar="TIME", help="from this time on; else now")
     assign.set_defaults(command=_assign)
+
+
+def _stripe_id(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,255}", text):
+        raise argparse.ArgumentTypeError("no id of Stripe's: letters, digits and _")
+    return text
 
 
 async def _unknown(_: argparse.Namespace, tools: Tools) -> int:

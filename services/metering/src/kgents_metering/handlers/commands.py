@@ -100,10 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     migrate = commands.add_parser("migrate", help="bring the schema up to date")
     migrate.set_defaults(command=_migrate)
     compare = commands.add_parser("reconcile", help="compare ledger and OpenMeter by tenant, meter and hour")
-    compare.add_argument("--hours", type=int, default=24, help="how far back (default 24)")
+    compare.add_argument("--hours", type=_hours, default=24, help="how far back (default 24)")
     compare.add_argument("--repair", action="store_true", help="send again what OpenMeter does not have")
     compare.set_defaults(command=_reconcile)
     return parser
+
+
+def _hours(text: str) -> int:
+    hours = int(text)
+    if not 1 <= hours <= 100 * 366 * 24:
+        raise argparse.ArgumentTypeError("hours are from 1 to a century's")
+    return hours
 
 
 def _letters(pool: Pool) -> DeadLetters[DeadLetter]:
