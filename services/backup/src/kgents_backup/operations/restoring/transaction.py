@@ -188,8 +188,8 @@ class Restoration:
             raise RefusedError(
                 f"there is a stream {stream} with {live.messages} messages, up to sequence"
                 f" {live.last_sequence}",
-                hint="--stream NAME restores another one alone; add --replace to put it in this one's place, which"
-                " is archived to its end and kept under another name; or --into another name or server",
+                hint="--stream NAME restores another one alone; add --replace to put it in this one's place,"
+                " which is archived to its end and kept under another name; or --into another name or server",
             )
         if live is not None and live.config.get("mirror"):
             raise RefusedError(f"{stream} is a mirror", hint="see `dr promote`")
