@@ -15,8 +15,8 @@ from .conftest import System, restarted
 POINTS = [
     "apply.before_commit",
     "apply.after_commit",
-    "apply.after_ack",
-    "deliver.before_send",
+    pytest.param("apply.after_ack", marks=pytest.mark.long),
+    pytest.param("deliver.before_send", marks=pytest.mark.long),
     "deliver.after_send",
     "deliver.after_mark",
 ]

@@ -34,6 +34,15 @@ POINTS = [
     "mirror.after_send:1",
 ]
 
+# Two neighbours' points differ by one await: these stand for them in the suite, the long run kills at all.
+IN_THE_SUITE = [
+    "apply.before_commit:3",
+    "apply.after_commit:3",
+    "publish.before_send:3",
+    "publish.after_send:3",
+    "mirror.after_send:1",
+]
+
 UNREADABLE = snapshot(
     "customer.subscription.updated",
     {"id": "sub_x", "object": "subscription", "metadata": {"tenant_id": "acme"}},
@@ -85,7 +94,7 @@ def test_the_tenant_reads_its_subscription(billing: System) -> None:
     assert httpx.get(f"{url}/v1/billing/subscription").status_code == 401
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", IN_THE_SUITE)
 def test_killed_at_a_named_point(make_system: Callable[..., System], point: str) -> None:
     """Rule: state, facts and the event's id commit together; the bus is told after it, until it knows.
 
