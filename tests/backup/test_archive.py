@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.msg import Msg
 from tests.backup.streams import STREAM, delete, fill, make_stream, read_all
 
 from kgents_backup.cancelling import cancelled
@@ -27,6 +30,7 @@ from kgents_backup.sources.messages import MessageReader
 from kgents_backup.sources.stream import stream_info
 from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common.clock import SystemClock
+from kgents_common.pull import Delivered, Forward
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.waiting import reached as until
 
@@ -343,3 +347,41 @@ async def _lines(vault: Vault, wanted: int) -> bool:
 
 async def _connected(client: VerbatimClient) -> bool:
     return client.is_connected
+
+
+class Lagging:
+    """The first consumer gives fifty messages and then says that there are no more."""
+
+    def __init__(self) -> None:
+        self.is_new, self.first = True, 0
+
+    async def batch(self, whole: Any, consumer: Forward, asked: dict[str, Any]) -> Any:
+        if self.is_new:
+            self.is_new, self.first = False, id(consumer)
+            found = await whole(consumer, **{**asked, "limit": 50})
+        elif id(consumer) == self.first:
+            found = []
+        else:
+            return await whole(consumer, **asked)
+        consumer.pending = 0
+        return [(message, dataclasses.replace(place, pending=0)) for message, place in found]
+
+
+async def test_a_follower_that_lacks_the_rest_is_not_the_streams_end(
+    client: VerbatimClient, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: "nothing pending" is a word of the server that a consumer stands on; the leader knows the end."""
+    await make_stream(client)
+    await fill(client, 200)
+    await delete(client, 200)
+    whole, lagging = Forward.batch, Lagging()
+
+    async def batch(self: Forward, **asked: Any) -> list[tuple[Msg, Delivered]]:
+        return await lagging.batch(whole, self, asked)
+
+    monkeypatch.setattr(Forward, "batch", batch)
+    assert [m.sequence for m in await read_all(client)] == list(range(1, 200))
+    lagging.is_new = True
+    archiver = archiver_of(client, vault)
+    assert await archiver.catch_up() == 199
+    await archiver.close()
