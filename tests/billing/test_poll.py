@@ -44,6 +44,18 @@ def asking(stripe: StripeStandIn, key: str | None = None) -> StripeApi:
     return StripeApi(key or stripe.key, base_url=stripe.url, clock=SystemClock(), per_second=100)
 
 
+def polling(api: StripeApi, kept: Kept, cursors: Cursors, **more: Any) -> Poll:
+    return Poll(
+        api,
+        kept,
+        cursors,
+        first_days=3,
+        metrics=Metrics(new_registry()),
+        clock=SystemClock(),  # type: ignore[arg-type]
+        **more,
+    )
+
+
 async def test_every_page_is_taken_and_the_cursor_follows(database_url: str, stripe: StripeStandIn) -> None:
     """Rule: all of it, across pages, each once; unknown types are left; then the next look begins there."""
     lives = [Life(at=START).wait(5).become("active") for _ in range(120)]
@@ -55,14 +67,7 @@ async def test_every_page_is_taken_and_the_cursor_follows(database_url: str, str
         cursors, kept = Cursors(billing.pool), Kept()
         await cursors.advance("events", START)
         api = asking(stripe)
-        poll = Poll(
-            api,
-            kept,
-            cursors,
-            first_days=3,
-            metrics=Metrics(new_registry()),
-            clock=SystemClock(),  # type: ignore[arg-type]
-        )
+        poll = polling(api, kept, cursors)
         assert await poll.run() == 240
         assert set(kept.bodies) == {one.id for life in lives for one in life.told}
         reached = await cursors.get("events")
@@ -81,14 +86,7 @@ async def test_a_look_that_began_later_leaves_the_cursor(database_url: str, stri
         cursors, kept = Cursors(billing.pool), Kept()
         await cursors.advance("events", START)
         api = asking(stripe)
-        poll = Poll(
-            api,
-            kept,
-            cursors,
-            first_days=3,
-            metrics=Metrics(new_registry()),
-            clock=SystemClock(),  # type: ignore[arg-type]
-        )
+        poll = polling(api, kept, cursors)
         assert await poll.run(START + 3600) == 1
         assert await cursors.get("events") == START
         assert await poll.run() == 1
@@ -110,15 +108,7 @@ async def test_a_connected_accounts_events_are_found_too(
         for name in ("events", "events@acct_0", "events@acct_1"):
             await cursors.advance(name, START)
         api = asking(stripe)
-        poll = Poll(
-            api,
-            kept,
-            cursors,
-            first_days=3,
-            metrics=Metrics(new_registry()),
-            clock=SystemClock(),  # type: ignore[arg-type]
-            accounts=("acct_0", "acct_1"),
-        )
+        poll = polling(api, kept, cursors, accounts=("acct_0", "acct_1"))
         real = StripeApi._get
 
         async def gone(asked: StripeApi, path: str, params: Any) -> Any:
