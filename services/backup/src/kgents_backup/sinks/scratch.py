@@ -97,8 +97,10 @@ async def own_server(directory: Path | None = None) -> AsyncIterator[OwnServer]:
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
     """While the block runs, and this process lives, the folder is somebody's."""
-    with (folder / _OWNER).open("wb") as owner:
+    claim = folder / f"{_OWNER}.new"
+    with claim.open("wb") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
+        claim.rename(folder / _OWNER)  # whoever sees it finds it taken
         yield
 
 
