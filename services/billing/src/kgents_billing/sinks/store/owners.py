@@ -11,12 +11,12 @@ from kgents_billing.model.ownership import NOW, Kind, SaidBy, Word, assigned_at,
 from kgents_billing.model.tenant import Hints, Learned, Owner
 from kgents_common.database import transient_errors
 
-_CUSTOMER = """
-select coalesce(
-    %(customer)s,
-    (select customer from billing.reference where id = any(%(references)s) order by id limit 1),
-    (select customer from billing.subscription where id = %(subscription)s)
-)
+# The customer that is named, or the one of the references.
+WHO = """coalesce(
+    %(customer)s, (select customer from billing.reference where id = any(%(references)s) order by id limit 1)
+)"""
+_CUSTOMER = f"""
+select coalesce({WHO}, (select customer from billing.subscription where id = %(subscription)s))
 """
 _TENANT = """
 select coalesce(
@@ -25,10 +25,9 @@ select coalesce(
 )
 """
 
-_WORDS = """
+_WORDS = f"""
 select kind, id, second, after, before, said_by from billing.owner
-where (kind = 'subscription' and id = %(subscription)s) or (kind = 'customer' and id = coalesce(%(customer)s,
-    (select customer from billing.reference where id = any(%(references)s) order by id limit 1)))
+where (kind = 'subscription' and id = %(subscription)s) or (kind = 'customer' and id = {WHO})
 order by second, before, after
 """
 # A word that only repeats an earlier one is left out: one that came before it may be repeated.

@@ -16,16 +16,13 @@ from kgents_billing.model.projection import State
 from kgents_billing.model.subscription import Ownership, Subscription
 from kgents_billing.model.tenant import Hints
 from kgents_billing.sinks.store.entries import asked_payer
-from kgents_billing.sinks.store.owners import asked_about, words_of
+from kgents_billing.sinks.store.owners import WHO, asked_about, words_of
 from kgents_billing.sinks.store.subscriptions import COLUMNS, as_stored
 from kgents_billing.sinks.store.tenants import unknown_of
 from kgents_common.database import transient_errors
 
-_CUSTOMER = """
-select who.id, customer.tenant
-from (select coalesce(
-    %(customer)s, (select customer from billing.reference where id = any(%(references)s) order by id limit 1)
-) as id) as who left join billing.customer using (id)
+_CUSTOMER = f"""
+select who.id, customer.tenant from (select {WHO} as id) as who left join billing.customer using (id)
 """
 
 
