@@ -105,6 +105,7 @@ async def test_the_publisher_for_agents_needs_no_more_than_its_key(stack: Stack,
         spool=tmp_path / "spool",
         timeout=timedelta(seconds=60),
     ) as agent:
+        await agent.wait_until_connected()  # until then events are spooled
         first = await agent.publish("llm.tokens", {"tokens": 1}, event_id="published")
         again = await agent.publish("llm.tokens", {"tokens": 1}, event_id="published")
     assert isinstance(first, Ack)

@@ -11,7 +11,7 @@ from tests.backup.streams import STREAM, add_consumer, consume, delete, fill, ma
 
 from kgents_backup.model.faults import ProtocolError
 from kgents_backup.model.ports import NoProgress
-from kgents_backup.sinks.restore import restore_snapshot
+from kgents_backup.sinks.restore import LARGEST_PIECE, SMALLEST_PIECE, restore_snapshot
 from kgents_backup.sources.snapshot import FrameWalk, snapshot
 from kgents_backup.sources.stream import durable_consumers
 from kgents_backup.sources.verbatim import VerbatimClient
@@ -110,9 +110,13 @@ async def test_a_live_stream_is_not_overwritten(each_client: VerbatimClient) -> 
         )
 
 
-async def test_a_damaged_copy_is_refused_by_the_server(each_client: VerbatimClient) -> None:
-    """Rule: what cannot be read back ends in an error and leaves no stream: the server's, or ours where it is
-    slow and given smaller pieces."""
+@pytest.mark.parametrize("largest", [LARGEST_PIECE, SMALLEST_PIECE], ids=["quick", "slow"])
+async def test_a_damaged_copy_is_refused_and_leaves_nothing(
+    each_client: VerbatimClient, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """Rule: what cannot be read back ends in an error and leaves no stream. The server sees it; where that is
+    slow and given smaller pieces, we do."""
+    monkeypatch.setattr("kgents_backup.sinks.restore.LARGEST_PIECE", largest)
     await make_stream(each_client)
     await fill(each_client, 3000, size=1000)
     async with snapshot(each_client, STREAM) as source:

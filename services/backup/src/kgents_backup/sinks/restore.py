@@ -11,6 +11,7 @@ chunks, and gives up after five seconds without one: blocks are made smaller to 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -24,6 +25,7 @@ from kgents_backup.model.faults import ProtocolError
 from kgents_backup.model.ports import Progress
 from kgents_backup.sinks.frames import Frame, FrameReader, plain
 from kgents_backup.sources.stream import stream_info
+from kgents_common.errors import KgentsError
 from kgents_common.streams import request
 
 CHUNK_BYTES = 512 * 1024
@@ -61,6 +63,12 @@ async def restore_snapshot(
     sending = _Sending(client, deliver, inbox, replies, in_flight, progress)
     try:
         await sending.all(content)
+    except KgentsError:
+        # The server waits for more of it, and keeps what it has: it is told the end, and the half is removed.
+        with contextlib.suppress(NatsError, TimeoutError, KgentsError):
+            await client.request(deliver, b"", timeout=REPLY_SECONDS)
+            await _remove_half(client, config)
+        raise
     finally:
         async with asyncio.timeout(5):
             await replies.unsubscribe()
