@@ -39,14 +39,14 @@ def pem(end: datetime, issuer: str = "somebody") -> str:
 
 @pytest.mark.parametrize("end", [SOON, PAST_2050, datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC)])
 def test_the_end_is_the_certificates_own(end: datetime) -> None:
-    """Rule: UTCTime until 2049, GeneralizedTime from then on (RFC 5280, section 4.1.2.5)."""
-    assert certificates.first_expiry(pem(end)) == end
+    """Rule: whichever way it is written: two digits of a year until 2049, four from then on."""
+    assert certificates.first_expiry(pem(end).encode()) == end
 
 
 def test_of_a_chain_the_first_that_ends_is_told() -> None:
     """Rule: an authority that ends takes what it signed with it; text around certificates is nobody's."""
     chain = f"the leaf\n{pem(PAST_2050)}\nits authority\n{pem(SOON, 'x' * 60)}"
-    assert certificates.first_expiry(chain.replace("\n", "\r\n")) == SOON
+    assert certificates.first_expiry(chain.replace("\n", "\r\n").encode()) == SOON
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 9, 60, 130])
@@ -55,9 +55,9 @@ def test_what_is_no_certificate_says_so(cut: int) -> None:
     head, *body, tail = pem(SOON).strip().splitlines()
     text = "\n".join([head, "".join(body)[: cut - cut % 4] or "AAAA", tail])
     with pytest.raises(ConfigurationError):
-        certificates.first_expiry(text)
+        certificates.first_expiry(text.encode())
     with pytest.raises(ConfigurationError):
-        certificates.first_expiry("-----BEGIN PRIVATE KEY-----")
+        certificates.first_expiry(b"-----BEGIN PRIVATE KEY-----")
 
 
 def test_metrics_follow_the_file_and_an_unreadable_one_is_over(tmp_path: Path) -> None:
