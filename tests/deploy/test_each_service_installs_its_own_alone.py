@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kgents_devstack import alone
+
 ROOT = Path(__file__).resolve().parents[2]
 UV = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
 
@@ -74,3 +76,33 @@ def test_an_image_carries_all_that_its_service_imports(service: str) -> None:
     )
 
     assert answer.stdout == "whole\n", answer.stderr
+
+
+@pytest.mark.parametrize("service", FOREIGN)
+def test_what_a_developers_process_does_without_its_image_has_not(service: str) -> None:
+    """Else a test would run something that no image is."""
+    assert installed_by(service) & set(alone.LACKS[f"kgents_{service}"]) == set()
+
+
+# What nats-py found of aiohttp, told where the service would begin.
+FINDING = """
+import runpy, sys
+from kgents_devstack import alone
+
+def service(*_, **__):
+    import nats.aio.transport
+    print(nats.aio.transport.aiohttp)
+
+runpy.run_module = service
+alone.main()
+"""
+
+
+@pytest.mark.parametrize("service", FOREIGN)
+def test_a_developers_process_does_without_it(service: str) -> None:
+    """It is installed here, and found where nobody hides it."""
+    command = [sys.executable, "-c", FINDING, f"kgents_{service}"]
+
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert answer.stdout == "None\n", answer.stderr

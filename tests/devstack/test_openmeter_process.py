@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack.openmeter.process import OpenMeterStandIn
 from kgents_devstack.servers import StartError
 
 pytest_plugins = ["kgents_devstack.openmeter.fixtures"]

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack.openmeter.process import OpenMeterStandIn
 
 pytest_plugins = ["kgents_devstack.openmeter.fixtures"]
 

@@ -11,7 +11,7 @@ from openmeter import Client
 from openmeter.aio import Client as AsyncClient
 from openmeter.models import Event
 
-from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack.openmeter.process import OpenMeterStandIn
 
 pytest_plugins = ["kgents_devstack.openmeter.fixtures"]
 

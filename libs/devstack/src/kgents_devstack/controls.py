@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from kgents_devstack import alone
 from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY
 from kgents_devstack.become import DIRECTORY
 from kgents_devstack.servers import StartError
@@ -125,7 +125,7 @@ def operate(stack: Running, service: str, arguments: Sequence[str]) -> int:
     if service not in stack.operator:
         raise StartError(f"unknown service {service}; known: {', '.join(stack.operator)}")
     environment = {**os.environ, **stack.operator[service]}
-    command = [sys.executable, "-m", f"kgents_{service}", *arguments]
+    command = alone.command(f"kgents_{service}", arguments)
     return subprocess.run(command, env=environment, check=False).returncode
 
 

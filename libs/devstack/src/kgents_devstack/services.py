@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import psutil
 
+from kgents_devstack import alone
 from kgents_devstack.servers.process import Server, free_port
 
 
 class ServiceProcess(Server):
-    """One service, run as its image runs it: `python -m kgents_<name>`.
+    """One service, run as its image runs it: `python -m kgents_<name>` with its own dependencies alone.
 
     Args:
         environment: What it is told; nothing of ours leaks in but PATH and OTEL_*.
@@ -61,7 +61,7 @@ class ServiceProcess(Server):
 
     def command(self) -> Sequence[str]:
         """What is run."""
-        return [sys.executable, "-m", self.module, *self._arguments]
+        return alone.command(self.module, self._arguments)
 
     def told(self) -> Mapping[str, str]:
         """Its whole environment."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ from typing import Self
 
 from kgents_common import keyring
 from kgents_common.access import accounts, seeds
-from kgents_devstack import kept
-from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack import alone, kept
+from kgents_devstack.openmeter.process import OpenMeterStandIn
 from kgents_devstack.servers import NatsServer, PostgresServer, ValkeyServer, apply_streams
 from kgents_devstack.servers.process import Server
 from kgents_devstack.services import ServiceProcess
@@ -171,7 +170,7 @@ class Stack:
     def command(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """An operator's command of a service, e.g. `command("backup", "drill")`, run to its end."""
         return subprocess.run(
-            [sys.executable, "-m", f"kgents_{name}", *arguments],
+            alone.command(f"kgents_{name}", arguments),
             env={**os.environ, **self.operators_environment(name)},
             capture_output=True,
             text=True,

@@ -1,5 +1,4 @@
-"""A stand-in for OpenMeter: its documented contract over HTTP, with faults to switch on; not its engine."""
+"""A stand-in for OpenMeter: its documented contract over HTTP, with faults to switch on; not its engine.
 
-from kgents_devstack.openmeter.process import OpenMeterStandIn
-
-__all__ = ["OpenMeterStandIn"]
+`process.OpenMeterStandIn` runs it. Nothing is imported here: its process does without what starts it.
+"""

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kgents_devstack.openmeter import OpenMeterStandIn
+from kgents_devstack.openmeter.process import OpenMeterStandIn
 
 
 @pytest.fixture(scope="session")
