@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from kgents_devstack import controls
-from kgents_devstack.become import FILE
+from kgents_devstack import become, controls, held, kept
+from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY, run_servers
+from kgents_devstack.become import DIRECTORY, FILE
+from kgents_devstack.demo import run_demo
 from kgents_devstack.servers import StartError
 from kgents_devstack.sources import SourceWatch, folder
-from kgents_devstack.up import Reload
+from kgents_devstack.up import Reload, run_up
 
 
 @pytest.fixture
@@ -108,6 +112,11 @@ def test_a_service_becomes_what_the_servers_wrote(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import os; print(sorted(os.environ), os.environ['TOLD'])"]
     written = {"api": {"command": command, "environment": {"TOLD": "yes"}}}
     (tmp_path / FILE).write_text(json.dumps(written))
+    with kept.alone(tmp_path):
+        _become_and_see(tmp_path)
+
+
+def _become_and_see(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "kgents_devstack", "service", "api", "--directory", str(tmp_path)],
         capture_output=True,
@@ -133,7 +142,87 @@ def test_becoming_a_service_costs_no_imports_of_its_own() -> None:
     assert heavy & set(ran.stdout.split()) == set()
 
 
+def test_servers_that_were_killed_make_no_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: what they left to read names ports that nobody has any more: it waits for the next ones."""
+    monkeypatch.setattr(become, "WAIT_SECONDS", 0.0)
+    (tmp_path / FILE).write_text("{}")
+    assert become.become("api", tmp_path) == 1
+    assert "no servers" in capsys.readouterr().err
+
+
 def test_controls_say_where_no_servers_run(tmp_path: Path) -> None:
     """Rule: a clear error, and what to start."""
     with pytest.raises(StartError, match="kgents-devstack servers"):
         controls.running(tmp_path)
+
+
+def test_a_killed_stack_is_told_at_once_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: what a killed stack left behind is not taken for it: said, and what runs is found."""
+    monkeypatch.chdir(tmp_path)
+    told = {"api": "http://127.0.0.1:1", "key": "", "openmeter": "", "pids": {"redis": -1}, "operator": {}}
+    for place in (DIRECTORY, UP_DIRECTORY):
+        place.mkdir(parents=True)
+        (place / STACK_FILE).write_text(json.dumps(told))
+    with pytest.raises(StartError, match="apart any more: its process was killed"):
+        controls.running()
+    with kept.alone(UP_DIRECTORY):
+        running = controls.running()
+        assert running.directory == UP_DIRECTORY.absolute()
+    with pytest.raises(StartError, match="up any more"):
+        controls.smoke(running)  # it was killed in between
+    (UP_DIRECTORY / STACK_FILE).unlink()
+    with kept.alone(UP_DIRECTORY), pytest.raises(StartError, match="not up yet"):
+        controls.running()
+
+
+def test_who_asks_whether_a_stack_runs_keeps_none_from_its_directory(tmp_path: Path) -> None:
+    """Rule: a command that looks at the lock for a moment is not taken for another stack."""
+    (tmp_path / held.FILE).touch()
+    with (tmp_path / held.FILE).open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.1, fcntl.flock, (asking, fcntl.LOCK_UN)).start()
+        with kept.alone(tmp_path):
+            assert held.is_held(tmp_path)
+
+
+def test_a_second_stack_takes_nothing_from_the_one_that_runs(tmp_path: Path) -> None:
+    """Rule: `servers` in a directory where they run is refused, and what the first told stays to be read."""
+    for name in (FILE, STACK_FILE):
+        (tmp_path / name).write_text("{}")
+    with kept.alone(tmp_path):
+        assert run_servers(tmp_path) == 1
+    assert all((tmp_path / name).exists() for name in (FILE, STACK_FILE))
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "no disk", "an unreadable lock"])
+def test_a_directory_that_cannot_be_is_told_in_a_line(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: whatever a directory refuses, each command says in one line which it is, and ends with 1."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "locked" / held.FILE).mkdir(parents=True)
+    directory = {
+        "a file": tmp_path / "file",
+        "below a file": tmp_path / "file" / "stack",
+        "no disk": Path("/proc/kgents"),  # root may write everywhere else
+        "an unreadable lock": tmp_path / "locked",
+    }[place]
+    for command in (
+        lambda: run_up(directory),
+        lambda: run_up(directory, fresh=True),
+        lambda: run_servers(directory),
+        lambda: run_demo(directory=directory),
+    ):
+        assert command() == 1
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert str(directory) in last or str(directory.parent) in last
+    assert (tmp_path / "file").read_text() == "mine"
+    if place != "no disk":  # there, nothing is there yet
+        with pytest.raises(StartError, match=str(tmp_path)):
+            controls.running(directory)
+        assert become.become("api", directory) == 1
+        assert capsys.readouterr().err.startswith(str(tmp_path))

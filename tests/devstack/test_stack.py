@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import redis
 
+from kgents_devstack import controls
 from kgents_devstack.servers import NatsServer, PostgresServer, StartError, ValkeyServer
 from kgents_devstack.servers.process import free_port
 from kgents_devstack.services import ServiceProcess
@@ -107,6 +108,8 @@ def test_two_stacks_at_once_do_not_meet_and_leave_nothing_behind(tmp_path: Path,
     end(first, first_children, signal.SIGINT, 0)
     assert all(child.is_running() for child in lasting)
     end(second, second_children, signal.SIGKILL, -signal.SIGKILL)
+    with pytest.raises(StartError, match="was killed"):  # by what it left behind it would seem to run
+        controls.running(tmp_path / "two" / "stack")
 
 
 def test_a_restarted_server_keeps_its_port_and_its_data(tmp_path: Path) -> None:
@@ -165,6 +168,9 @@ def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path, start_up: S
     )
     assert sent.status_code == 202
     until(lambda: "delivered=1" in (tmp_path / "one" / "up.log").read_text())
+    line = first_match(r"(\S+ operate .*metering dead list)", printed)
+    pasted = subprocess.run(line, shell=True, cwd="/", capture_output=True, text=True, check=False)
+    assert pasted.returncode == 0, pasted.stderr
     beside = subprocess.run(
         [sys.executable, "-m", "kgents_devstack", "up", "--directory", str(tmp_path / "one" / "stack")],
         capture_output=True,

@@ -67,11 +67,7 @@ def main() -> int:
 
             return run_demo(seed=arguments.seed, directory=arguments.directory)
         if arguments.command == "documents":
-            from kgents_devstack.documents import documents
-
-            for name, text in documents().items():
-                Path(name).write_text(text)
-            return 0
+            return _write_documents()
         from kgents_devstack.bench import run_bench
 
         return run_bench(arguments.only)
@@ -80,24 +76,46 @@ def main() -> int:
 
 
 def _add_controls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    commands.add_parser("burst", help="send a thousand events to the stack that runs")
-    commands.add_parser("smoke", help="whether an event sent to the stack that runs is counted")
-    for name, text in (
-        ("break", "freeze a neighbour for a minute, or make it fail"),
-        ("mend", "undo `break`"),
-    ):
-        commands.add_parser(name, help=text).add_argument("neighbour", choices=("openmeter", "nats", "redis"))
-    operate = commands.add_parser("operate", help="an operator's command of a service, e.g. `backup drill`")
-    operate.add_argument("service")
-    operate.add_argument("arguments", nargs=argparse.REMAINDER)
+    parsers = {
+        name: commands.add_parser(name, help=text)
+        for name, text in (
+            ("burst", "send a thousand events to the stack that runs"),
+            ("smoke", "whether an event sent to the stack that runs is counted"),
+            ("break", "freeze a neighbour for a minute, or make it fail"),
+            ("mend", "undo `break`"),
+            ("operate", "an operator's command of a service, e.g. `backup drill`"),
+        )
+    }
+    for parser in parsers.values():
+        parser.add_argument(
+            "--directory", type=Path, help="of the stack (default: .kgents/apart or .kgents/up, what runs)"
+        )
+    for name in ("break", "mend"):
+        parsers[name].add_argument("neighbour", choices=("openmeter", "nats", "redis"))
+    parsers["operate"].add_argument("service")
+    parsers["operate"].add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+def _write_documents() -> int:
+    from kgents_devstack.documents import documents
+
+    for name, text in documents().items():
+        try:
+            Path(name).write_text(text)
+        except OSError as error:
+            print(f"{name}: {error.strerror}: run this in the project's folder", file=sys.stderr)
+            return 1
+    return 0
 
 
 def _control(arguments: argparse.Namespace) -> int:
+    import httpx
+
     from kgents_devstack import controls
     from kgents_devstack.servers import StartError
 
     try:
-        stack = controls.running()
+        stack = controls.running(arguments.directory)
         if arguments.command == "burst":
             print(f"{controls.burst(stack)} acknowledged")
         elif arguments.command == "smoke":
@@ -108,9 +126,12 @@ def _control(arguments: argparse.Namespace) -> int:
         elif arguments.command == "mend":
             controls.mend_neighbour(stack, arguments.neighbour)
         else:
-            return controls.operate(stack, arguments.service, arguments.arguments)
-    except StartError as error:
+            controls.operate(stack, arguments.service, arguments.arguments)
+    except (StartError, AssertionError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except httpx.HTTPError as error:
+        print(f"the stack does not take it: {error or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 

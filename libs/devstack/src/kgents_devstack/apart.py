@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kgents_devstack import ports
+from kgents_devstack import kept, ports
 from kgents_devstack.become import DIRECTORY, FILE, Told
 from kgents_devstack.keeper import Keeper
 from kgents_devstack.servers import StartError
@@ -34,7 +34,6 @@ def run_servers(directory: Path | None, *, without: str | None = None) -> int:
     """
     console = Console()
     chosen = (directory or DIRECTORY).absolute()
-    (chosen / FILE).unlink(missing_ok=True)
     services = tuple(name for name in EVERYTHING if without is not None and name != without)
     options = StackOptions(
         services=services,
@@ -46,25 +45,42 @@ def run_servers(directory: Path | None, *, without: str | None = None) -> int:
         operations_ports=ports.OPERATIONS,
     )
     try:
-        stack = Stack(chosen, options)
-        try:
-            stack.start()
-            _write(stack, chosen)
-            console.print(f"servers are up; files in {chosen}", highlight=False)
-            keeper = Keeper(stack.processes, console.print, on_begun=lambda: write_about(stack, chosen))
-            while True:
-                keeper.look()
-                time.sleep(LOOK_SECONDS)
-        except KeyboardInterrupt:
-            console.print("stopping …")
-        finally:
-            for name in (FILE, STACK_FILE):
-                (chosen / name).unlink(missing_ok=True)
-            stack.stop()
+        with kept.faults_told(chosen):
+            forget_told(chosen)
+            _run(console, Stack(chosen, options), chosen)
     except StartError as error:
-        console.print(str(error), style="red", highlight=False, markup=False)
+        console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
     return 0
+
+
+def forget_told(directory: Path) -> None:
+    """Remove what a stack that was killed left for others to read.
+
+    Raises:
+        StartError: A stack runs there: what it told is true.
+    """
+    with kept.alone(directory):
+        for name in (FILE, STACK_FILE):
+            (directory / name).unlink(missing_ok=True)
+
+
+def _run(console: Console, stack: Stack, chosen: Path) -> None:
+    try:
+        stack.start()
+        _write(stack, chosen)
+        console.print(f"servers are up; files in {chosen}", highlight=False)
+        keeper = Keeper(stack.processes, console.print, on_begun=lambda: write_about(stack, chosen))
+        while True:
+            keeper.look()
+            time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        console.print("stopping …")
+    finally:
+        if stack.is_started:
+            for name in (FILE, STACK_FILE):
+                (chosen / name).unlink(missing_ok=True)
+        stack.stop()
 
 
 def _write(stack: Stack, directory: Path) -> None:

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kgents_devstack.held import is_held
+
 DIRECTORY = Path(".kgents") / "apart"
 FILE = "services.json"
 WAIT_SECONDS = 300.0
@@ -25,18 +27,23 @@ class Told:
     environment: dict[str, str]
 
 
-def become(name: str, directory: Path | None) -> int:  # noqa: RET503 the last line does not come back
+def become(name: str, directory: Path | None) -> int:
     """Run one service in the place of this process, once the servers are there; 1 where they do not come."""
     path = (directory or DIRECTORY).absolute() / FILE
     deadline = time.monotonic() + WAIT_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            print(f"no servers: {path} did not come", file=sys.stderr)
-            return 1
-        time.sleep(0.1)
-    told = json.loads(path.read_text())
-    if name not in told:
-        print(f"unknown service {name}; known: {', '.join(told)}", file=sys.stderr)
-        return 2
-    one = Told(**told[name])
-    os.execve(one.command[0], one.command, one.environment)
+    try:
+        # Servers that were killed leave the file behind, with ports that nobody has any more.
+        while not (is_held(path.parent) and path.exists()):
+            if time.monotonic() > deadline:
+                print(f"no servers: {path} did not come", file=sys.stderr)
+                return 1
+            time.sleep(0.1)
+        told = json.loads(path.read_text())
+        if name not in told:
+            print(f"unknown service {name}; known: {', '.join(told)}", file=sys.stderr)
+            return 2
+        one = Told(**told[name])
+        os.execve(one.command[0], one.command, one.environment)
+    except OSError as error:
+        print(f"{error.filename or path}: {error.strerror}", file=sys.stderr)
+        return 1

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
-import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
-from kgents_devstack import alone
+from kgents_devstack import alone, kept
 from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY
 from kgents_devstack.become import DIRECTORY
+from kgents_devstack.held import is_held
 from kgents_devstack.servers import StartError
 from kgents_devstack.waiting import until
 
@@ -32,6 +35,7 @@ class Running:
     """What the servers say of themselves.
 
     Attributes:
+        directory: Where they keep their files.
         pids: By server's name.
         operator: By service's name, the environment of its operator's commands.
     """
@@ -41,22 +45,58 @@ class Running:
     openmeter: str
     pids: dict[str, int]
     operator: dict[str, dict[str, str]]
+    directory: Path
+
+    def check(self) -> None:
+        """See that it still runs.
+
+        Raises:
+            StartError: Its process has ended.
+        """
+        with kept.faults_told(self.directory):
+            if not is_held(self.directory):
+                raise StartError(_ended(self.directory))
 
 
 def running(directory: Path | None = None) -> Running:
-    """The stack that runs in a directory.
+    """The stack that runs in a directory; by default Tilt's, or else that of `up`.
 
     Raises:
-        StartError: None does.
+        StartError: None does, or it cannot be asked.
     """
-    folders = [directory] if directory is not None else [DIRECTORY, UP_DIRECTORY]
-    path = next((p for folder in folders if (p := folder / STACK_FILE).exists()), folders[0] / STACK_FILE)
+    folders = [folder.absolute() for folder in ([directory] if directory else [DIRECTORY, UP_DIRECTORY])]
+    left_behind = None
+    for folder in folders:
+        with kept.faults_told(folder):
+            if is_held(folder):
+                return _read(folder)
+            if left_behind is None and (folder / STACK_FILE).exists():
+                left_behind = folder
+    if left_behind is not None:
+        raise StartError(_ended(left_behind))
+    raise StartError(
+        f"nothing runs in {' or '.join(map(str, folders))} (start `make up` or `kgents-devstack servers`)"
+    )
+
+
+def _read(folder: Path) -> Running:
+    path = folder / STACK_FILE
     try:
-        return Running(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise StartError(
-            f"nothing runs: {path} is not there (start `make up` or `kgents-devstack servers`)"
-        ) from error
+        return Running(**json.loads(path.read_text()), directory=folder)
+    except FileNotFoundError as error:
+        raise StartError(f"the stack in {folder} is not up yet: {path.name} is not there") from error
+    except (ValueError, TypeError) as error:
+        raise StartError(f"{path} is of another release: start that stack anew") from error
+
+
+def _ended(folder: Path) -> str:
+    return f"nothing runs in {folder} any more: its process was killed or has ended; start it again"
+
+
+def command_line(directory: Path, command: str, *arguments: str) -> str:
+    """A line for a shell in any folder: this program's command for the stack in a directory."""
+    program = Path(sys.executable).parent / "kgents-devstack"
+    return shlex.join([str(program), command, "--directory", str(directory.absolute()), *arguments])
 
 
 def burst(stack: Running, count: int = BURST_EVENTS) -> int:
@@ -80,11 +120,13 @@ def smoke(stack: Running) -> None:
     Raises:
         AssertionError: It never is.
         httpx.HTTPError: The door does not take it.
+        StartError: The stack ended meanwhile.
     """
     model = f"smoke-{uuid.uuid4().hex[:12]}"
     with httpx.Client(base_url=stack.api, headers=_bearer(stack), timeout=60) as door:
 
         def is_there() -> bool:
+            stack.check()
             try:
                 return door.get("/health/ready").status_code == 200
             except httpx.TransportError:
@@ -97,7 +139,12 @@ def smoke(stack: Running) -> None:
             headers={"content-type": "application/cloudevents+json"},
         ).raise_for_status()
         query = {"filterGroupBy[model]": model}
-        until(lambda: door.get("/api/v1/meters/tokens/query", params=query).json().get("data"))
+
+        def is_counted() -> bool:
+            stack.check()
+            return bool(door.get("/api/v1/meters/tokens/query", params=query).json().get("data"))
+
+        until(is_counted)
 
 
 def break_neighbour(stack: Running, name: str, seconds: float = AWAY_SECONDS) -> None:
@@ -105,11 +152,11 @@ def break_neighbour(stack: Running, name: str, seconds: float = AWAY_SECONDS) ->
     if name == "openmeter":
         _faults(stack, "PUT", {"fail_rate": 0.5})
         return
-    os.kill(stack.pids[name], signal.SIGSTOP)
+    _signal(stack, name, signal.SIGSTOP)
     try:
         time.sleep(seconds)
     finally:
-        os.kill(stack.pids[name], signal.SIGCONT)
+        _signal(stack, name, signal.SIGCONT)
 
 
 def mend_neighbour(stack: Running, name: str) -> None:
@@ -117,16 +164,29 @@ def mend_neighbour(stack: Running, name: str) -> None:
     if name == "openmeter":
         _faults(stack, "DELETE", None)
     else:
-        os.kill(stack.pids[name], signal.SIGCONT)
+        _signal(stack, name, signal.SIGCONT)
 
 
-def operate(stack: Running, service: str, arguments: Sequence[str]) -> int:
-    """An operator's command of a service, e.g. `backup drill`; its exit code."""
+def operate(stack: Running, service: str, arguments: Sequence[str]) -> NoReturn:
+    """This process becomes an operator's command of a service, e.g. `backup drill`.
+
+    Ctrl-C is the command's own matter then, and its exit code is what the caller sees.
+
+    Raises:
+        StartError: There is no such service.
+    """
     if service not in stack.operator:
         raise StartError(f"unknown service {service}; known: {', '.join(stack.operator)}")
     environment = {**os.environ, **stack.operator[service]}
     command = alone.command(f"kgents_{service}", arguments)
-    return subprocess.run(command, env=environment, check=False).returncode
+    os.execve(command[0], command, environment)
+
+
+def _signal(stack: Running, name: str, number: signal.Signals) -> None:
+    try:
+        os.kill(stack.pids[name], number)
+    except ProcessLookupError as error:
+        raise StartError(f"{name} (process {stack.pids[name]}) has ended") from error
 
 
 def _faults(stack: Running, method: str, faults: object) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kgents_devstack import held
 from kgents_devstack.servers import StartError
+
+# Who only asks whether a directory is held (`held.is_held`) holds it for less than a moment.
+ASKED_SECONDS = 0.5
+# What a disk answers that takes no more, whatever is written.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +65,33 @@ def alone(directory: Path) -> Iterator[None]:
         StartError: Another stack runs there.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "in-use").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StartError(
-                f"a stack runs in {directory} already: stop it, or name another directory"
-            ) from None
+    with (directory / held.FILE).open("ab") as lock:
+        deadline = time.monotonic() + ASKED_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StartError(
+                        f"a stack runs in {directory} already: stop it, or name another directory"
+                    ) from None
+                time.sleep(0.05)
         yield
+
+
+@contextmanager
+def faults_told(directory: Path) -> Iterator[None]:
+    """What a directory, its disk or a file below it refuses is told in a line.
+
+    Raises:
+        StartError: Instead of such an OSError; others pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+        concerned = any(name.is_relative_to(directory) or directory.is_relative_to(name) for name in names)
+        if not concerned and error.errno not in DISK_ERRORS:
+            raise
+        raise StartError(f"{names[0] if names else directory}: {error.strerror}") from error

@@ -110,6 +110,7 @@ class Stack:
         self.message_id_secret = secrets.token_hex(16)
         self._services: dict[str, ServiceProcess] = {}
         self._started = ExitStack()
+        self._is_started = False
 
     def start(self) -> Self:
         """Start all of it.
@@ -135,11 +136,18 @@ class Stack:
             for name in self.options.services:
                 self._services[name] = starting.enter_context(self.make_service(name))
             self._started = starting.pop_all()
+        self._is_started = True
         return self
 
     def stop(self) -> None:
         """Stop all of it, services first; its directory stays."""
+        self._is_started = False
         self._started.close()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether all of it was started, and not stopped since."""
+        return self._is_started
 
     @property
     def services(self) -> Sequence[ServiceProcess]:

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from kgents_devstack import kept, ports
-from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY, write_about
+from kgents_devstack import controls, kept, ports
+from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY, forget_told, write_about
 from kgents_devstack.demo.watch import ledger_counts, stream_messages
 from kgents_devstack.keeper import Keeper
 from kgents_devstack.page import PageServer
@@ -58,10 +58,10 @@ def run_up(
     console = Console()
     chosen = (directory or DEFAULT_DIRECTORY).absolute()
     try:
-        with PageServer() as page:
+        with PageServer() as page, kept.faults_told(chosen):
             _run(console, chosen, page, fresh=fresh, opens_page=opens_page, service=service)
     except StartError as error:
-        console.print(str(error), style="red", highlight=False, markup=False)
+        console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
     return 0
 
@@ -85,6 +85,7 @@ def _run(
         forget(Stack(chosen))
     again = "again " if (chosen / "identity.json").exists() else ""
     say(f"starting {again}in {chosen} …")
+    forget_told(chosen)
     with kept.alone(chosen):
         # A stack that runs here holds its ports: they are asked for by whoever has the directory.
         chosen_ports = ports.choose(chosen, say)
@@ -115,7 +116,8 @@ def _run(
     except KeyboardInterrupt:
         console.print("\nstopping …")
     finally:
-        (chosen / STACK_FILE).unlink(missing_ok=True)
+        if stack.is_started:
+            (chosen / STACK_FILE).unlink(missing_ok=True)
         stack.stop()
 
 
@@ -140,6 +142,10 @@ def what_to_try(stack: Stack, page: str) -> str:
     of_api = stack.service("api").operations_url
     health = "   ".join(f"{s.operations_url}/health" for s in stack.services)
     key = stack.keys["acme"]
+    dead = controls.command_line(stack.directory, "operate", "metering", "dead", "list")
+    status = controls.command_line(stack.directory, "operate", "backup", "status")
+    is_usual = stack.directory == DEFAULT_DIRECTORY.absolute()
+    anew = "make up FRESH=1" if is_usual else controls.command_line(stack.directory, "up", "--fresh")
     asks = (
         "billing asks Stripe with your STRIPE_API_KEY"
         if stack.options.environment.get("billing", {}).get("STRIPE_API_KEY")
@@ -177,8 +183,9 @@ Stripe's webhooks, with Stripe's own command line ({asks})
 What may the tenant use?
   curl -s {billing}/v1/billing/entitlements -H "Authorization: Bearer $KEY"
 
-What an operator does      .venv/bin/kgents-devstack operate metering dead list
-                           .venv/bin/kgents-devstack operate backup status   (any command of README's table)
+What an operator does, in any terminal (any command of README's table)
+  {dead}
+  {status}
 
 Contract and docs   {of_api}/docs
 Health              {health}
@@ -189,7 +196,7 @@ NATS                {stack.nats.url}   (monitor {stack.nats.monitor_url})
 Postgres            {stack.database_url}
 Files and logs      {stack.directory}
 
-Ctrl-C stops everything; the next start goes on with it (`make up FRESH=1` begins anew).
+Ctrl-C stops everything; the next start goes on with it (`{anew}` begins anew).
 """
 
 

@@ -14,10 +14,12 @@ from typing import Any
 from openmeter import Client
 from rich.console import Console
 
+from kgents_devstack import kept
 from kgents_devstack.demo import drill, subscription, traffic
 from kgents_devstack.demo.report import Line, show
 from kgents_devstack.demo.traffic import Sent
 from kgents_devstack.demo.watch import Watch, ledger_counts, stream_messages
+from kgents_devstack.servers import StartError
 from kgents_devstack.stack import EVERYTHING, Stack, StackOptions
 
 TENANT = "acme"
@@ -28,15 +30,32 @@ def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
     """Two rounds, the second with OpenMeter failing half of its calls, a subscription's life, and a loss
     of everything.
 
-    Returns 0 where every number agrees.
+    Args:
+        directory: Where the files stay; a temporary one is removed in the end.
+
+    Returns 0 where every number agrees, 1 where one does not or nothing could start; it says why.
     """
     console = Console()
-    chosen = directory or Path(tempfile.mkdtemp(prefix="kgents-demo-"))
-    stack = Stack(chosen, StackOptions(services=EVERYTHING))
+    chosen = directory.absolute() if directory is not None else Path(tempfile.mkdtemp(prefix="kgents-demo-"))
     try:
-        console.print("starting nats-server, Valkey, Postgres, OpenMeter (stand-in) and the four services …")
-        began = time.monotonic()
-        stack.start()
+        with kept.faults_told(chosen):
+            if directory is not None and chosen.exists() and any(chosen.iterdir()):
+                raise StartError(f"{chosen} is not empty: the demo counts from nothing")
+            agreed = _run(console, chosen, seed)
+    except StartError as error:
+        console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+        return 1
+    finally:
+        if directory is None:
+            shutil.rmtree(chosen, ignore_errors=True)
+    console.print("[bold green]every number agrees[/]" if agreed else "[bold red]the numbers do not agree[/]")
+    return 0 if agreed else 1
+
+
+def _run(console: Console, chosen: Path, seed: int) -> bool:
+    console.print("starting nats-server, Valkey, Postgres, OpenMeter (stand-in) and the four services …")
+    began = time.monotonic()
+    with Stack(chosen, StackOptions(services=EVERYTHING)) as stack:
         console.print(f"up in {time.monotonic() - began:.1f} s\n")
         sent = Sent()
         agreed = _round(console, stack, sent, "all is well", random.Random(seed))
@@ -47,12 +66,7 @@ def run_demo(*, seed: int = 1, directory: Path | None = None) -> int:
         agreed &= drill.run(
             console, stack, more=lambda: _more(console, stack, sent), usage=lambda: _usages(stack)
         )
-    finally:
-        stack.stop()
-        if directory is None:
-            shutil.rmtree(chosen, ignore_errors=True)
-    console.print("[bold green]every number agrees[/]" if agreed else "[bold red]the numbers do not agree[/]")
-    return 0 if agreed else 1
+    return agreed
 
 
 def _more(console: Console, stack: Stack, sent: Sent) -> None:
