@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,6 +59,20 @@ def test_what_is_no_certificate_says_so(cut: int) -> None:
         certificates.first_expiry(text.encode())
     with pytest.raises(ConfigurationError):
         certificates.first_expiry(b"-----BEGIN PRIVATE KEY-----")
+
+
+def test_a_version_that_no_certificate_has_is_said_too(tmp_path: Path) -> None:
+    """Rule: whatever the library says of a file, the metrics are read: it has an error that is no ValueError."""
+    der = ssl.PEM_cert_to_DER_cert(pem(SOON))
+    version = bytes((0xA0, 3, 2, 1, 2))
+    assert version in der
+    file = tmp_path / "odd.crt"
+    file.write_text(ssl.DER_cert_to_PEM_cert(der.replace(version, version[:-1] + b"\x05", 1)))
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        certificates.first_expiry(file.read_bytes())
+    registry = new_registry()
+    certificates.watch([file], registry)
+    assert registry.get_sample_value("kgents_certificate_expiry_timestamp_seconds", {"file": str(file)}) == 0
 
 
 def test_metrics_follow_the_file_and_an_unreadable_one_is_over(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def first_expiry(text: bytes) -> datetime:
 
     try:
         return min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(text))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ConfigurationError("no certificate, or one that cannot be read") from error
 
 

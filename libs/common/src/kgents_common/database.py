@@ -13,21 +13,18 @@ from importlib import resources
 import psycopg
 import structlog
 from psycopg import sql
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
 from kgents_common.errors import ConfigurationError, TransientError
 
 _log = structlog.get_logger()
 
-# Errors of the server's state, the network or a lost race, as against errors of what we asked.
-_TRANSIENT = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.LockNotAvailable,
-    PoolTimeout,
-)
+# PostgreSQL documentation, Appendix A. Of psycopg's OperationalError, and yet of what was asked: a limit exceeded.
+_OF_WHAT_WAS_ASKED = "54"
+# None, and yet of the server's state: a transaction that may only read or was ended for its age; rights, tables,
+# columns and functions that are not those of this release (yet).
+_TRANSACTION_STATE = "25"
+_NOT_OUR_SCHEMA = frozenset({"3F000", "42501", "42703", "42883", "42P01"})
 
 
 # Compiling (jit) takes longer than what it saves in answers that are planned to be short.
@@ -77,15 +74,28 @@ def make_pool(
 
 @contextmanager
 def transient_errors() -> Iterator[None]:
-    """Turn Postgres being away, restarting or overtaken into TransientError; everything else passes.
+    """Turn Postgres being away, restarting, overtaken or not as it should be into TransientError.
+
+    What passes is an error of what was asked, for which an event may be blamed.
 
     Raises:
         TransientError: The same transaction may succeed later.
     """
     try:
         yield
-    except _TRANSIENT as error:
+    except psycopg.Error as error:
+        if not _is_of_the_server(error):
+            raise
         raise TransientError(f"postgres: {type(error).__name__}") from error
+
+
+def _is_of_the_server(error: psycopg.Error) -> bool:
+    """Whether an error is of the server's state, the network or a lost race."""
+    state = error.sqlstate or ""
+    if state[:2] == _TRANSACTION_STATE or state in _NOT_OUR_SCHEMA:
+        return True
+    known = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return known and state[:2] != _OF_WHAT_WAS_ASKED
 
 
 async def check_durability(connection: psycopg.AsyncConnection) -> None:
