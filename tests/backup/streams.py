@@ -77,13 +77,15 @@ async def read_all(client: VerbatimClient, stream: str = STREAM) -> list[Message
     return found
 
 
-async def add_consumer(client: VerbatimClient, name: str = "metering", stream: str = STREAM) -> None:
+async def add_consumer(
+    client: VerbatimClient, name: str = "metering", stream: str = STREAM, **more: Any
+) -> None:
     """A durable pull consumer like ours."""
     config = {"durable_name": name, "name": name, "ack_policy": "explicit", "deliver_policy": "all"}
     await request(
         client,
-        f"CONSUMER.CREATE.{stream}.{name}",
-        {"stream_name": stream, "config": config | {"max_ack_pending": -1, "ack_wait": 60 * 10**9}},
+        f"CONSUMER.DURABLE.CREATE.{stream}.{name}",
+        {"stream_name": stream, "config": config | {"max_ack_pending": -1, "ack_wait": 60 * 10**9} | more},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.errors import Error as NatsError
@@ -189,6 +190,35 @@ async def test_interrupted_anywhere_it_can_be_taken_back(
     assert await journal.kept_streams(client) == []
     with pytest.raises(RefusedError, match="no restore of AGENTESE is under way"):
         await restoration(client, vault).undo(STREAM)
+
+
+async def test_what_is_open_again_has_its_consumers(
+    each_client: VerbatimClient, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: an --undo that is killed right after it opened the stream has nothing left to do but the copy:
+    an open stream is nobody's restore any more."""
+    before = await half_archived(each_client, vault)
+    await add_consumer(each_client, "facts", filter_subject="agentese.acme.llm.3")
+    consumers = await durable_consumers(each_client, STREAM)
+    with pytest.raises(Killed):
+        await restoration(each_client, vault, crash="restore.filled").bring_back(REPLACE)
+    asked = keeping.request
+
+    async def killed_when_open(client: VerbatimClient, api: str, payload: Any = None, **options: Any) -> Any:
+        answer = await asked(client, api, payload, **options)
+        if api == f"STREAM.UPDATE.{STREAM}" and payload["subjects"] == ["agentese.>"]:
+            raise Killed
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "request", killed_when_open)
+        with pytest.raises(Killed):
+            await restoration(each_client, vault).undo(STREAM)
+    assert await shown(each_client) == before
+    made = await durable_consumers(each_client, STREAM)
+    assert [(c.name, c.ack_floor) for c in made] == [(c.name, c.ack_floor) for c in consumers]
+    with pytest.raises(RefusedError, match="is open and takes messages"):
+        await restoration(each_client, vault).undo(STREAM)
 
 
 @pytest.mark.parametrize("was_archived", [False, True], ids=["by this release", "by the one before"])

@@ -62,7 +62,7 @@ def test_what_is_no_certificate_says_so(cut: int) -> None:
 
 
 def test_a_version_that_no_certificate_has_is_said_too(tmp_path: Path) -> None:
-    """Rule: whatever the library says of a file, the metrics are read: it has an error that is no ValueError."""
+    """Rule: whatever the library says of a file, the metrics are read: not each error is a ValueError."""
     der = ssl.PEM_cert_to_DER_cert(pem(SOON))
     version = bytes((0xA0, 3, 2, 1, 2))
     assert version in der

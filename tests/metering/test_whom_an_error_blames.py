@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
-import pytest
 from opentelemetry import trace
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
@@ -14,7 +13,7 @@ from kgents_common import database
 from kgents_common.clock import SystemClock
 from kgents_common.crash import CrashPoints
 from kgents_common.telemetry import new_registry
-from kgents_metering.handlers.stream import AppliesBatches, Applier
+from kgents_metering.handlers.stream import Applier, AppliesBatches
 from kgents_metering.metrics import Metrics
 from kgents_metering.sinks.ledger.apply import Ledger
 
@@ -37,6 +36,8 @@ class _Sleeps(CrashPoints):
 
 
 def applier(ledger: AppliesBatches) -> Applier:
+    """As metering puts it together, without a broker."""
+
     async def epoch_of(_: object) -> object:
         return EPOCH
 
@@ -52,7 +53,7 @@ def applier(ledger: AppliesBatches) -> Applier:
 
 
 async def test_a_process_that_stood_still_blames_no_event_for_it(pool: Pool, database_url: str) -> None:
-    """Rule: the server ended the session meanwhile (a machine that slept); the same event counts then (P3)."""
+    """Rule: the server ended the session meanwhile (a machine that slept); the same event counts (P3)."""
     impatient = database.make_pool(database_url, application="test", statement_timeout_seconds=1)
     await impatient.open()
     try:

@@ -19,10 +19,10 @@ from kgents_common.errors import ConfigurationError, TransientError
 
 _log = structlog.get_logger()
 
-# PostgreSQL documentation, Appendix A. Of psycopg's OperationalError, and yet of what was asked: a limit exceeded.
+# PostgreSQL documentation, Appendix A. An OperationalError to psycopg, and yet of what was asked: a limit.
 _OF_WHAT_WAS_ASKED = "54"
-# None, and yet of the server's state: a transaction that may only read or was ended for its age; rights, tables,
-# columns and functions that are not those of this release (yet).
+# None, and yet of the server's state: a transaction that may only read, or was ended for its age; rights,
+# tables, columns and functions that are not those of this release (yet).
 _TRANSACTION_STATE = "25"
 _NOT_OUR_SCHEMA = frozenset({"3F000", "42501", "42703", "42883", "42P01"})
 

@@ -98,8 +98,9 @@ async def bring_back_kept(client: VerbatimClient, record: RestoreRecord) -> None
         await reader.close()
         await replay.finish()
     await _reach(client, stream, prefix, record.last_sequence)
-    await request(client, f"STREAM.UPDATE.{stream}", record.config, timeout_seconds=60)
+    # Before it is open: once it is, an attempt that was interrupted is over, and nobody would make them.
     await make_consumers(client, stream, record.consumers)
+    await request(client, f"STREAM.UPDATE.{stream}", record.config, timeout_seconds=60)
 
 
 async def _reach(client: VerbatimClient, stream: str, prefix: str, sequence: int) -> None:
