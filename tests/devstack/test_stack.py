@@ -93,25 +93,6 @@ def test_a_port_is_nobody_elses_while_its_server_is_stopped() -> None:
     assert taken.stdout.strip() == "0"
 
 
-def test_two_stacks_at_once_do_not_meet_and_leave_nothing_behind(tmp_path: Path, start_up: StartUp) -> None:
-    """Rule: free ports and a directory each; Ctrl-C of one leaves the other alone, a crash leaves nothing."""
-    first, first_children = start_up(tmp_path / "one")
-    second, second_children = start_up(tmp_path / "two")
-    assert len(first_children) >= 6
-    # Servers and services; a Postgres session or a drill's scratch server may end by itself.
-    lasting = psutil.Process(second.pid).children()
-    ports = [
-        set(re.findall(r"127\.0\.0\.1:(\d+)", (tmp_path / name / "up.log").read_text()))
-        for name in ("one", "two")
-    ]
-    assert not ports[0] & ports[1]
-    end(first, first_children, signal.SIGINT, 0)
-    assert all(child.is_running() for child in lasting)
-    end(second, second_children, signal.SIGKILL, -signal.SIGKILL)
-    with pytest.raises(StartError, match="was killed"):  # by what it left behind it would seem to run
-        controls.running(tmp_path / "two" / "stack")
-
-
 def test_a_restarted_server_keeps_its_port_and_its_data(tmp_path: Path) -> None:
     """Rule: a test can kill a server and have it back."""
     postgres = PostgresServer(tmp_path / "postgres").start()
@@ -152,23 +133,32 @@ def test_a_service_without_its_settings_says_what_is_missing(tmp_path: Path) -> 
             ServiceProcess(name, tmp_path / name, {"NATS_SERVERS": "nats://127.0.0.1:1"}).start()
 
 
-def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path, start_up: StartUp) -> None:
-    """Rule: `up` keeps its key, its data and what OpenMeter has; a second one in its directory is refused.
-
-    A termination leaves nothing behind.
+def test_stacks_do_not_meet_leave_nothing_behind_and_go_on_with_what_they_had(
+    tmp_path: Path, start_up: StartUp
+) -> None:
+    """Rule: free ports and a directory each; Ctrl-C and a termination of one leave the other alone, a crash
+    leaves nothing. `up` keeps its key, its data and what OpenMeter has; its directory takes no second one.
     """
-    first, children = start_up(tmp_path / "one")
-    printed = (tmp_path / "one" / "up.log").read_text()
-    key, api = first_match(r"export KEY=(\S+)", printed), first_match(r"curl -s (\S+)/v1/events", printed)
-    event = {"specversion": "1.0", "id": "kept", "source": "s", "type": "llm.tokens", "data": {"tokens": 7}}
-    sent = httpx.post(
-        f"{api}/v1/events",
-        json=event,
-        headers={"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"},
+    first, first_children = start_up(tmp_path / "one")
+    second, second_children = start_up(tmp_path / "two")
+    assert len(first_children) >= 6
+    # Servers and services; a Postgres session or a drill's scratch server may end by itself.
+    lasting = psutil.Process(second.pid).children()
+    log = tmp_path / "one" / "up.log"
+    ports = [
+        set(re.findall(r"127\.0\.0\.1:(\d+)", (tmp_path / name / "up.log").read_text()))
+        for name in ("one", "two")
+    ]
+    assert not ports[0] & ports[1]
+    key, api = (
+        first_match(r"export KEY=(\S+)", log.read_text()),
+        first_match(r"curl -s (\S+)/v1/events", log.read_text()),
     )
-    assert sent.status_code == 202
-    until(lambda: "delivered=1" in (tmp_path / "one" / "up.log").read_text())
-    line = first_match(r"(\S+ operate .*metering dead list)", printed)
+    event = {"specversion": "1.0", "id": "kept", "source": "s", "type": "llm.tokens", "data": {"tokens": 7}}
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"}
+    assert httpx.post(f"{api}/v1/events", json=event, headers=headers).status_code == 202
+    until(lambda: "delivered=1" in log.read_text())
+    line = first_match(r"(\S+ operate .*metering dead list)", log.read_text())
     pasted = subprocess.run(line, shell=True, cwd="/", capture_output=True, text=True, check=False)
     assert pasted.returncode == 0, pasted.stderr
     beside = subprocess.run(
@@ -179,21 +169,20 @@ def test_a_stack_that_stays_goes_on_with_what_it_had(tmp_path: Path, start_up: S
     )
     assert beside.returncode == 1
     assert "runs in" in beside.stdout
-    end(first, children, signal.SIGTERM, 0)
+    end(first, first_children, signal.SIGINT, 0)
+    assert all(child.is_running() for child in lasting)
 
-    again, _ = start_up(tmp_path / "one")
-    try:
-        printed = (tmp_path / "one" / "up.log").read_text()
-        assert first_match(r"export KEY=(\S+)", printed) == key
-        until(lambda: "accepted=1" in (tmp_path / "one" / "up.log").read_text())
-        metering = first_match(r'curl -s "(\S+)/api/v1/meters', printed)
-        usage = httpx.get(
-            f"{metering}/api/v1/meters/tokens/query", headers={"authorization": f"Bearer {key}"}
-        )
-        assert [row["value"] for row in usage.json()["data"]] == [7]
-    finally:
-        again.send_signal(signal.SIGINT)
-        again.wait(HANGS_AFTER_SECONDS)
+    again, again_children = start_up(tmp_path / "one")
+    assert first_match(r"export KEY=(\S+)", log.read_text()) == key
+    until(lambda: "accepted=1" in log.read_text())
+    metering = first_match(r'curl -s "(\S+)/api/v1/meters', log.read_text())
+    usage = httpx.get(f"{metering}/api/v1/meters/tokens/query", headers={"authorization": f"Bearer {key}"})
+    assert [row["value"] for row in usage.json()["data"]] == [7]
+    end(again, again_children, signal.SIGTERM, 0)
+    assert all(child.is_running() for child in lasting)
+    end(second, second_children, signal.SIGKILL, -signal.SIGKILL)
+    with pytest.raises(StartError, match="was killed"):  # by what it left behind it would seem to run
+        controls.running(tmp_path / "two" / "stack")
 
 
 def test_stripe_is_asked_with_the_callers_own_key() -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
@@ -91,42 +91,46 @@ events = st.builds(
 )
 
 
-@given(
-    made=st.lists(events, min_size=1, max_size=40),
-    repeats=st.integers(0, 10),
-    seed=st.integers(0, 10_000),
-    cut=st.integers(1, 20),
-    zone=st.one_of(st.sampled_from(ZONES), st.sampled_from(sorted(zones.names()))),
-    window=st.sampled_from([None, *Window]),
-    grouped=st.booleans(),
-    bounds=st.one_of(
-        st.none(), st.tuples(st.integers(0, len(DAYS) - 1), st.integers(0, 7200), st.integers(1, 90_000))
-    ),
-    model=st.sampled_from([None, "a", ""]),
-)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_answer_equals_a_count_by_hand(
-    ledger_url: str,
-    made: list[tuple[datetime, object, object]],
-    repeats: int,
-    seed: int,
-    cut: int,
-    zone: str,
-    window: Window | None,
-    grouped: bool,
-    bounds: tuple[int, int, int] | None,
-    model: str | None,
-) -> None:
+@pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.long)])
+def test_every_answer_equals_a_count_by_hand(ledger_url: str, examples: int) -> None:
     """Rule: random events, repeats, order, lateness: every aggregation × window × time zone is exact."""
-    sent = [Sent(f"e{i}", *parts) for i, parts in enumerate(made)]
-    roll = random.Random(seed)
-    stream = sent + [roll.choice(sent) for _ in range(repeats)]
-    roll.shuffle(stream)
-    start = end = None
-    if bounds is not None:
-        start = DAYS[bounds[0]] + timedelta(seconds=bounds[1])
-        end = start + timedelta(seconds=bounds[2])
-    asyncio.run(_check(ledger_url, stream, cut, zone, window, grouped, start, end, model))
+
+    @given(
+        made=st.lists(events, min_size=1, max_size=40),
+        repeats=st.integers(0, 10),
+        seed=st.integers(0, 10_000),
+        cut=st.integers(1, 20),
+        zone=st.one_of(st.sampled_from(ZONES), st.sampled_from(sorted(zones.names()))),
+        window=st.sampled_from([None, *Window]),
+        grouped=st.booleans(),
+        bounds=st.one_of(
+            st.none(), st.tuples(st.integers(0, len(DAYS) - 1), st.integers(0, 7200), st.integers(1, 90_000))
+        ),
+        model=st.sampled_from([None, "a", ""]),
+    )
+    @settings(max_examples=examples, deadline=None)
+    def equals(
+        made: list[tuple[datetime, object, object]],
+        repeats: int,
+        seed: int,
+        cut: int,
+        zone: str,
+        window: Window | None,
+        grouped: bool,
+        bounds: tuple[int, int, int] | None,
+        model: str | None,
+    ) -> None:
+        sent = [Sent(f"e{i}", *parts) for i, parts in enumerate(made)]
+        roll = random.Random(seed)
+        stream = sent + [roll.choice(sent) for _ in range(repeats)]
+        roll.shuffle(stream)
+        start = end = None
+        if bounds is not None:
+            start = DAYS[bounds[0]] + timedelta(seconds=bounds[1])
+            end = start + timedelta(seconds=bounds[2])
+        asyncio.run(_check(ledger_url, stream, cut, zone, window, grouped, start, end, model))
+
+    equals()
 
 
 async def _check(
