@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from kgents_billing.handlers.backfill import Backfill
 from kgents_billing.handlers.money_check import DAY_SECONDS, MoneyCheck
 from kgents_billing.handlers.process import Processor
-from kgents_billing.handlers.reconcile import Survey
+from kgents_billing.handlers.reconcile import Looked, Survey
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.known import Options
 from kgents_billing.model.ownership import Kind, Word, history
@@ -89,8 +89,8 @@ class Work:
             return True
 
         class Nothing:
-            async def run(self) -> int:
-                return 0
+            async def look(self) -> Looked:
+                return Looked()
 
         poll: Any = Nothing()
         survey = Survey(

@@ -159,11 +159,14 @@ def make_stripe(settings: BillingSettings, clock: Clock, metrics: Metrics) -> St
     if settings.stripe_api_key is None:
         _log.warning("stripe.not_configured", hint="set STRIPE_API_KEY to ask where events do not tell")
         return None
+    for account in settings.accounts:
+        metrics.refused_accounts.labels(account)
     return StripeApi(
         settings.stripe_api_key.get_secret_value(),
         base_url=settings.stripe_api_base,
         clock=clock,
         per_second=settings.stripe_per_second,
+        on_refused=lambda account: metrics.refused_accounts.labels(account).inc(),
         breaker=CircuitBreaker(
             "stripe",
             is_failure=lambda error: isinstance(error, TransientError),

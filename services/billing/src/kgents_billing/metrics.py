@@ -68,6 +68,12 @@ class Metrics:
         self.circuit = Gauge(
             "kgents_stripe_circuit_state", "0 closed, 1 open, 2 half-open", registry=registry
         )
+        self.refused_accounts = Counter(
+            "kgents_billing_account_refused_total",
+            "Questions to Stripe about a connected account that took its access back, or is none",
+            ["account"],
+            registry=registry,
+        )
         self.recovered = Counter(
             "kgents_billing_recovered_events_total",
             "Events the poll found that no webhook had brought",

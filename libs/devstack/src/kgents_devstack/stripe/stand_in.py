@@ -37,6 +37,7 @@ class StripeStandIn:
         books: What happened: told from outside, or lived here.
         is_down: Answer 500 to everything.
         refuses_key: Answer 401 to everything.
+        revoked: Connected accounts that took their access back: 403 to everything about them.
         rate_limited: So many of the next requests get 429.
         requests: What was asked, by path.
         accounts: For which connected account each was asked; None for the own one.
@@ -48,6 +49,7 @@ class StripeStandIn:
         self.books = Books()
         self.is_down = False
         self.refuses_key = False
+        self.revoked: set[str] = set()
         self.rate_limited = 0
         self.requests: list[str] = []
         self.accounts: list[str | None] = []
@@ -137,6 +139,10 @@ class StripeStandIn:
             return _error(500, "api_error", None, "down")
         if self.refuses_key or request.headers.get("authorization") != f"Bearer {self.key}":
             return _error(401, "invalid_request_error", None, "Invalid API Key provided")
+        account = request.headers.get("stripe-account")
+        if account in self.revoked:
+            text = f"The provided key '{self.key}' does not have access to account '{account}'"
+            return _error(403, "invalid_request_error", "account_invalid", text)
         if self.rate_limited > 0:
             self.rate_limited -= 1
             return _error(429, "rate_limit_error", "rate_limit", "Too many requests")

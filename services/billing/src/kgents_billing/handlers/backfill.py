@@ -13,7 +13,7 @@ from kgents_billing.handlers.reconcile import Survey, Surveyed
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.known import Options
 from kgents_billing.sinks.store.cursors import Backfills
-from kgents_billing.sinks.stripe_api import StripeApi
+from kgents_billing.sinks.stripe_api import AccountRefusedError, StripeApi
 from kgents_common.crash import NEVER, CrashPoints
 from kgents_common.errors import PermanentError
 
@@ -71,8 +71,11 @@ class Backfill:
         self._say(f"subscriptions: {found.subscriptions.healed} new or otherwise")
         self._crash_points.reach("backfill.after_survey")
         for account in (None, *self._options.accounts):
-            for listed in LISTED:
-                await self._list(listed, account, since, found)
+            try:
+                for listed in LISTED:
+                    await self._list(listed, account, since, found)
+            except AccountRefusedError as error:  # the next run goes on with it, where it may
+                found.skipped.append(str(error))
         return found
 
     async def _list(self, listed: Listed, account: str | None, since: int, found: Backfilled) -> None:

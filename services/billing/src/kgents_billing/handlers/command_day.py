@@ -28,6 +28,8 @@ async def reconcile_money(arguments: argparse.Namespace, tools: Tools) -> int:
         print(f"  repaired  {line}")
     for line in (*report.differences, *report.unknown):
         print(f"  differs   {line}")
+    for line in report.refused:
+        print(f"  left      {line}")
     for currency in sorted(report.balance | report.entries):
         held, known = report.balance[currency], report.entries[currency]
         print(f"  {currency}  Stripe's balance {held:+}  entries {known:+}  difference {held - known:+}")

@@ -159,7 +159,7 @@ async def _from_stripe(arguments: argparse.Namespace, tools: Tools, choice: Choi
         if arguments.limit is not None and chosen >= arguments.limit:
             break
     print(f"{chosen} events at Stripe" + ("" if arguments.dry_run else f", {stored} were missing"))
-    return 0
+    return 1 if tools.left_accounts() else 0
 
 
 async def _reconcile(arguments: argparse.Namespace, tools: Tools) -> int:
@@ -169,14 +169,15 @@ async def _reconcile(arguments: argparse.Namespace, tools: Tools) -> int:
     poll = _poll(tools, bus)
     recovered = await poll.run(_second(arguments.since))
     print(f"{recovered} events were missing and are stored now")
+    left = 0
     if arguments.subscriptions:
         survey = make_survey(tools, bus)
         found = await survey.run()
         print(f"{found.healed} subscriptions were otherwise and are mended")
         for name, why in (found.unmapped | found.unreadable).items():
             print(f"  {shown.line(name)}  left: {shown.line(why)}")
-        return 1 if found.unmapped or found.unreadable else 0
-    return 0
+        left = len(found.unmapped | found.unreadable)
+    return 1 if left + tools.left_accounts() else 0
 
 
 def make_survey(tools: Tools, bus: Bus) -> Survey:

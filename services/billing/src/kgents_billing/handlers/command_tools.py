@@ -73,6 +73,13 @@ class Tools:
             raise ConfigurationError("this needs Stripe", hint="set STRIPE_API_KEY")
         return self.stripe
 
+    def left_accounts(self) -> int:
+        """Print the connected accounts that could not be asked; how many there are."""
+        refused = self.asked_stripe().refused
+        for account in refused:
+            print(f"  account {account}  left: Stripe does not let this key ask for it")
+        return len(refused)
+
 
 def moment_argument(text: str) -> datetime:
     """An argument that is a moment.

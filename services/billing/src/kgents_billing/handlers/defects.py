@@ -8,7 +8,7 @@ from kgents_billing.handlers.process import NeedsKeyError, UnknownObjectError
 from kgents_billing.model.amounts import MalformedAmountError
 from kgents_billing.model.event import MalformedEventError
 from kgents_billing.model.projection import UnreadableObjectError
-from kgents_billing.sinks.stripe_api import MissingObjectError, RefusedRequestError
+from kgents_billing.sinks.stripe_api import AccountRefusedError, MissingObjectError, RefusedRequestError
 from kgents_common.errors import PermanentError
 
 # Every error of billing that ends an event; what each means to an operator is in `docs/facts.md`.
@@ -20,6 +20,7 @@ CODES: dict[type[Exception], str] = {
     UnknownObjectError: "unknown_object",
     MissingObjectError: "not_at_stripe",
     RefusedRequestError: "refused_by_stripe",
+    AccountRefusedError: "account_refused",
 }
 DEFECT = "defect"
 # A wait for a tenant that ended: as the last try said.

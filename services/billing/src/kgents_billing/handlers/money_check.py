@@ -17,7 +17,7 @@ from kgents_billing.model.entries import Entry, EntryKind, is_one_off
 from kgents_billing.model.event import reference
 from kgents_billing.model.known import Known, Options
 from kgents_billing.sinks.store.entries import Entries
-from kgents_billing.sinks.stripe_api import StripeApi
+from kgents_billing.sinks.stripe_api import AccountRefusedError, StripeApi
 from kgents_common.crash import NEVER, CrashPoints
 from kgents_common.errors import PermanentError
 
@@ -44,6 +44,7 @@ class MoneyReport:
         balance: By currency, what Stripe's balance gained by payments, refunds and disputes of the day.
         entries: By currency, what entries say of the same movements.
         unknown: Movements of the balance that no entry stands for.
+        refused: Connected accounts that may not be asked: of them nothing is said.
     """
 
     compared: Counter[str] = field(default_factory=Counter)
@@ -52,11 +53,13 @@ class MoneyReport:
     balance: Counter[str] = field(default_factory=Counter)
     entries: Counter[str] = field(default_factory=Counter)
     unknown: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
         """Whether nothing is left to explain."""
-        return not self.differences and not self.unknown and self.balance == self.entries
+        left = (*self.differences, *self.unknown, *self.refused)
+        return not left and self.balance == self.entries
 
 
 class MoneyCheck:
@@ -90,19 +93,27 @@ class MoneyCheck:
         report = MoneyReport()
         day = {"created": {"gte": since, "lt": since + DAY_SECONDS}}
         for account in (None, *self._options.accounts):
-            stripe = self._stripe.of(account)
-            for listed in LISTED:
-                async for page in stripe.pages(listed.path, {**listed.params, **day}):
-                    for raw in page.items:
-                        thing = msgspec.json.decode(raw)
-                        kind, _ = listed.told_as(thing)
-                        if kind is not None:
-                            report.compared[listed.name] += 1
-                            await self._compare(kind, thing, account, report, repairs=repairs)
-            async for page in stripe.pages("/v1/balance_transactions", day):
-                for raw in page.items:
-                    await self._movement(stripe, msgspec.json.decode(raw), report)
+            try:
+                await self._account(account, day, report, repairs=repairs)
+            except AccountRefusedError as error:
+                report.refused.append(str(error))
         return report
+
+    async def _account(
+        self, account: str | None, day: Mapping[str, Any], report: MoneyReport, *, repairs: bool
+    ) -> None:
+        stripe = self._stripe.of(account)
+        for listed in LISTED:
+            async for page in stripe.pages(listed.path, {**listed.params, **day}):
+                for raw in page.items:
+                    thing = msgspec.json.decode(raw)
+                    kind, _ = listed.told_as(thing)
+                    if kind is not None:
+                        report.compared[listed.name] += 1
+                        await self._compare(kind, thing, account, report, repairs=repairs)
+        async for page in stripe.pages("/v1/balance_transactions", day):
+            for raw in page.items:
+                await self._movement(stripe, msgspec.json.decode(raw), report)
 
     async def _compare(
         self, kind: str, thing: Json, account: str | None, report: MoneyReport, *, repairs: bool

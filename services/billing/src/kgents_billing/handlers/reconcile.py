@@ -21,7 +21,7 @@ from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Store, Subscriptions
 from kgents_billing.sinks.store.cursors import Cursors
 from kgents_billing.sinks.store.tenants import Tenants
-from kgents_billing.sinks.stripe_api import Page, StripeApi
+from kgents_billing.sinks.stripe_api import AccountRefusedError, Page, StripeApi
 from kgents_common import stripe_events, subjects
 from kgents_common.clock import Clock
 from kgents_common.errors import KgentsError, PermanentError, TransientError
@@ -32,6 +32,21 @@ OVERLAP = timedelta(minutes=15)
 SOURCE = "/stripe/self"
 
 _log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Looked:
+    """What a look at Stripe's list of events came to.
+
+    Attributes:
+        recovered: How many were missing, and are stored now.
+        reached: Up to which second there is none missing, of each account that was looked at to the end.
+        failed: What did not answer, by account: our own is None. Who took its access back is not here.
+    """
+
+    recovered: int = 0
+    reached: list[int] = field(default_factory=list)
+    failed: dict[str | None, KgentsError] = field(default_factory=dict)
 
 
 class Poll:
@@ -63,31 +78,39 @@ class Poll:
     async def run(self, since: int | None = None) -> int:
         """Look once, from the cursor (or the second `since`) less an overlap; how many events were missing.
 
-        A cursor moves only after every page was taken, and only where the look began at it: a later
-        beginning would leave a hole. An account that does not answer holds up no other.
-
         Raises:
             TransientError: Stripe or NATS does not answer; what was appended stays.
         """
-        recovered, reached = 0, []
-        failed: KgentsError | None = None
+        looked = await self.look(since)
+        for error in looked.failed.values():
+            raise error
+        return looked.recovered
+
+    async def look(self, since: int | None = None) -> Looked:
+        """As `run`, telling what failed.
+
+        A cursor moves only after every page was taken, and only where the look began at it: a later
+        beginning would leave a hole. An account that does not answer, or may not be asked, holds up no other.
+        """
+        looked = Looked()
         for account in self._accounts:
             try:
                 found, second = await self._look(account, since)
+            except AccountRefusedError:
+                continue  # its cursor stays: it is known up to there
             except KgentsError as error:
-                failed = failed or error
+                looked.failed[account] = error
                 _log.warning("poll.failed", account=account, error=str(error))
             else:
-                recovered += found
-                reached.append(second)
-        if recovered:
-            self._metrics.recovered.inc(recovered)
-            _log.warning("poll.recovered", events=recovered, hint="is the endpoint at Stripe all right?")
-        if failed is not None:
-            raise failed
-        if since is None:
-            self._metrics.polled_at.set(min(reached))
-        return recovered
+                looked.recovered += found
+                looked.reached.append(second)
+        if looked.recovered:
+            self._metrics.recovered.inc(looked.recovered)
+            hint = "is the endpoint at Stripe all right?"
+            _log.warning("poll.recovered", events=looked.recovered, hint=hint)
+        if since is None and not looked.failed:
+            self._metrics.polled_at.set(min(looked.reached))
+        return looked
 
     async def _look(self, account: str | None, since: int | None) -> tuple[int, int]:
         """How many events of one account were missing, and up to which second there is none."""
@@ -109,11 +132,14 @@ class Poll:
     async def listed(self, since: int | None = None) -> AsyncIterator[tuple[StripeEnvelope, bytes]]:
         """The events `run` would offer, newest first. Errors as there."""
         for account in self._accounts:
-            async for page in self._pages(account, since):
-                for raw in page.items:
-                    event = _known(raw)
-                    if event is not None:
-                        yield event, raw
+            try:
+                async for page in self._pages(account, since):
+                    for raw in page.items:
+                        event = _known(raw)
+                        if event is not None:
+                            yield event, raw
+            except AccountRefusedError:
+                continue
 
     async def offer(self, event: StripeEnvelope, raw: bytes) -> bool:
         """Store an event as the door would; whether it was missing.
@@ -204,28 +230,51 @@ class Survey:
     async def run(self) -> Surveyed:
         """Look once; what was healed, and what belongs to nobody.
 
+        An account that does not answer, or may not be asked, holds up no other.
+
         Raises:
             TransientError: Stripe or Postgres does not answer; what was healed stays.
         """
         suspects: dict[str, tuple[str, str | None]] = {}
+        failed: dict[str | None, KgentsError] = {}
         for account in (None, *self._accounts):
-            async for page in self._stripe.of(account).pages("/v1/subscriptions", {"status": "all"}):
-                for raw in page.items:
-                    thing = msgspec.json.decode(raw)
-                    if await self._differs(thing):
-                        suspects[thing["id"]] = (_cut_digest(thing), account)
-        found = Surveyed()
-        if not suspects:
-            return found
-        if await self._poll.run() or not await self._is_caught_up():
-            raise TransientError("survey: events wait; look again once they are handled")
-        for name, (first_look, account) in suspects.items():
             try:
-                found.healed += await self._heal(name, first_look, account, found)
-            except PermanentError as error:  # gone since, or unreadable: the others all the same
-                found.unreadable[name] = str(error)
-                _log.error("survey.not_healed", subscription=name, error=str(error))
+                suspects |= await self._suspects(account)
+            except AccountRefusedError:
+                continue
+            except KgentsError as error:
+                failed[account] = error
+                _log.warning("survey.failed", account=account, error=str(error))
+        found = Surveyed()
+        if suspects:
+            looked = await self._poll.look()
+            failed |= looked.failed
+            if looked.recovered or not await self._is_caught_up():
+                raise TransientError("survey: events wait; look again once they are handled")
+            for name, (first_look, account) in suspects.items():
+                # Where the events are not known up to now, one of them may tell it yet.
+                if account not in failed:
+                    await self._healed(name, first_look, account, found)
+        for failure in failed.values():
+            raise failure
         return found
+
+    async def _suspects(self, account: str | None) -> dict[str, tuple[str, str | None]]:
+        """By id, the subscriptions of an account that differ: what they are at this look, and whose."""
+        found: dict[str, tuple[str, str | None]] = {}
+        async for page in self._stripe.of(account).pages("/v1/subscriptions", {"status": "all"}):
+            for raw in page.items:
+                thing = msgspec.json.decode(raw)
+                if await self._differs(thing):
+                    found[thing["id"]] = (_cut_digest(thing), account)
+        return found
+
+    async def _healed(self, name: str, first_look: str, account: str | None, found: Surveyed) -> None:
+        try:
+            found.healed += await self._heal(name, first_look, account, found)
+        except PermanentError as error:  # gone since, or unreadable: the others all the same
+            found.unreadable[name] = str(error)
+            _log.error("survey.not_healed", subscription=name, error=str(error))
 
     async def _differs(self, thing: Mapping[str, Any]) -> bool:
         try:

@@ -18,7 +18,7 @@ from kgents_billing.model.subscription import Ownership, observe_object
 from kgents_billing.sinks.store import Committed, Letters, OvertakenError, Store, Subscriptions, origin_of
 from kgents_billing.sinks.store.letters import PATIENCE, Waiting
 from kgents_billing.sinks.store.subscriptions import Stored
-from kgents_billing.sinks.stripe_api import MissingObjectError, StripeApi
+from kgents_billing.sinks.stripe_api import AccountRefusedError, MissingObjectError, StripeApi
 from kgents_common.clock import Clock
 from kgents_common.errors import PermanentError, TransientError
 
@@ -65,9 +65,9 @@ class Refetch:
         row = stored.row
         try:
             seen = await self._stripe.of(stored.account).subscription(row.id)
-        except MissingObjectError:
+        except (MissingObjectError, AccountRefusedError) as error:
             # Another account's, another key's, or gone: what is known of it stays unsure.
-            _log.error("refetch.not_found", subscription=row.id, account=stored.account)
+            _log.error("refetch.not_found", subscription=row.id, account=stored.account, error=str(error))
             await self._store.not_found(row.id, NOT_FOUND_WAIT)
             return
         state = await self._store.only_open(seen.state)

@@ -8,7 +8,7 @@ answer's JSON is.
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -29,6 +29,8 @@ from kgents_common.resilience import CircuitBreaker
 # What the projection was written for. Events keep their endpoint's version; what we ask for has this one.
 API_VERSION = "2026-10-28.endive"
 PAGE = 100
+# Of a `Stripe-Account` that is none, or that took its access back (docs.stripe.com/error-codes).
+NO_ACCESS = "account_invalid"
 _log = structlog.get_logger()
 
 
@@ -38,6 +40,10 @@ class MissingObjectError(PermanentError):
 
 class RefusedRequestError(PermanentError):
     """Stripe does not take the question, and would not take it again."""
+
+
+class AccountRefusedError(PermanentError):
+    """A connected account is none, or took its access back: nothing of it can be asked, others can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ class StripeApi:
         base_url: Elsewhere than api.stripe.com, for tests.
         per_second: At most so many requests; Stripe gives an account 100 (25 in a sandbox).
         breaker: Told of every outcome; open, Stripe is not asked.
+        on_refused: Told of each question that a connected account's lost access refused.
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class StripeApi:
         per_second: int = 10,
         timeout: timedelta = timedelta(seconds=5),
         breaker: CircuitBreaker | None = None,
+        on_refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         stripe.enable_telemetry = False
         self._http = stripe.HTTPXClient(timeout=timeout.total_seconds())
@@ -104,10 +112,17 @@ class StripeApi:
         )
         self._clock = clock
         self._account: str | None = None
+        self._refused: set[str] = set()  # of all accounts: what `of` gives shares it
+        self._on_refused = on_refused
         self._limiter = Limiter(Rate(per_second, Duration.SECOND))
         self.breaker = breaker or CircuitBreaker(
             "stripe", threshold=5, window=10, is_failure=lambda error: isinstance(error, TransientError)
         )
+
+    @property
+    def refused(self) -> Collection[str]:
+        """The connected accounts that may not be asked, as Stripe said when they were asked last."""
+        return sorted(self._refused)
 
     def of(self, account: str | None) -> StripeApi:
         """The same for a connected account: every request names it."""
@@ -122,6 +137,7 @@ class StripeApi:
 
         Raises:
             MissingObjectError: There is none.
+            AccountRefusedError: Stripe does not let us ask for this connected account.
             TransientError: Stripe does not answer, or does not let us ask.
         """
         answer = await self.whole_subscription(subscription_id)
@@ -151,6 +167,7 @@ class StripeApi:
         """A list, page by page, newest first.
 
         Raises:
+            AccountRefusedError: As `subscription`.
             TransientError: As `subscription`; what was given is not all of it.
         """
         after: dict[str, str] = {}
@@ -177,10 +194,27 @@ class StripeApi:
             named = {} if self._account is None else {"stripe_account": self._account}
             response = await self._client.raw_request_async("get", path, **params, **named)
         except stripe.StripeError as error:
+            # The library has the code of some kinds of errors only in what they were made of.
+            if self._account is not None and getattr(error.error, "code", None) == NO_ACCESS:
+                raise self._no_access(self._account) from None
             raise _meaning(error, path) from None  # its own text may hold the request
+        if self._account in self._refused:
+            self._refused.discard(self._account)
+            _log.info("stripe.account_admitted", account=self._account)
         date = response.headers.get("Date") or response.headers.get("date")
         second = int(parsedate_to_datetime(date).timestamp() if date else self._clock.now().timestamp())
         return Answer(response.data, response.body, second)
+
+    def _no_access(self, account: str) -> AccountRefusedError:
+        self._on_refused(account)
+        if account not in self._refused:  # each question would say it again
+            self._refused.add(account)
+            _log.error(
+                "stripe.account_refused",
+                account=account,
+                hint="connect it again, or take it out of KGENTS_STRIPE_ACCOUNTS",
+            )
+        return AccountRefusedError(f"stripe: no access to account {account}")
 
 
 def _meaning(error: stripe.StripeError, path: str) -> Exception:
