@@ -21,6 +21,7 @@ from tests.backup.streams import (
 from kgents_backup.model import moments
 from kgents_backup.model.faults import CorruptError, RefusedError, UnrecoverableError
 from kgents_backup.model.plan import Until
+from kgents_backup.model.ports import NoProgress
 from kgents_backup.operations.restoring import RestoreReport, prepare, restore
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.sinks.replay import without_original_time
@@ -269,6 +270,36 @@ async def test_into_another_name_the_live_stream_is_not_touched(
         (m.sequence, m.subject, m.body) for m in before
     ]
     assert len(await read_all(client)) == 61
+
+
+async def test_what_a_killed_restore_beside_left_is_removed_by_the_next(
+    client: VerbatimClient, vault: Vault
+) -> None:
+    """Rule: interrupted, it is run again; only what nobody but a restore fills is removed."""
+    await make_stream(client)
+    await fill(client, 30)
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await fill(client, 30, start=30)
+    await archive(client, vault)
+    before = shown(await read_all(client))
+    await client.jetstream().delete_stream(STREAM)
+    prepared = await prepare(vault, STREAM, Until())
+
+    class Dies(NoProgress):
+        def begin(self, text: str, total: int, unit: str) -> None:
+            if text == "replay segments":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await restore(client, vault, prepared, clock=CLOCK, progress=Dies())
+    left = await stream_info(client, STREAM)
+    assert left is not None
+    assert left.messages == 30
+    await restore(client, vault, prepared, clock=CLOCK)
+    found = await read_all(client)
+    assert [(m.sequence, m.subject, m.body) for m in found] == [(n, s, b) for n, s, _, b in before]
+    with pytest.raises(RefusedError, match="there is a stream AGENTESE with 60 messages"):
+        await restore(client, vault, prepared, clock=CLOCK)
 
 
 async def test_a_damaged_snapshot_is_named_refused_and_avoided_when_told(

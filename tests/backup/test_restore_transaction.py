@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from nats.errors import Error as NatsError
@@ -21,6 +23,8 @@ from tests.backup.streams import (
     read_all,
 )
 
+from kgents_backup.app import Backup
+from kgents_backup.handlers.command.restoring import run_restore
 from kgents_backup.model.faults import (
     CorruptError,
     ProtocolError,
@@ -41,6 +45,7 @@ from kgents_backup.sources.stream import durable_consumers, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.clock import SystemClock
 from kgents_common.crash import CrashPoints
+from kgents_common.errors import ConfigurationError
 from kgents_common.streams import request
 from kgents_devstack.fixtures import remove_streams
 
@@ -190,6 +195,30 @@ async def test_interrupted_anywhere_it_can_be_taken_back(
     assert await journal.kept_streams(client) == []
     with pytest.raises(RefusedError, match="no restore of AGENTESE is under way"):
         await restoration(client, vault).undo(STREAM)
+
+
+async def test_a_dry_run_of_an_undo_takes_nothing_back(
+    client: VerbatimClient, vault: Vault, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: --dry-run changes nothing, whatever it stands beside; what contradicts itself is refused."""
+    await half_archived(client, vault)
+    with pytest.raises(Killed):
+        await restoration(client, vault, crash="restore.filled").bring_back(REPLACE)
+    record = await journal.find(client, vault, STREAM)
+
+    async def give() -> VerbatimClient:
+        return client
+
+    backup = cast(
+        "Backup", SimpleNamespace(client=give, local=vault, settings=SimpleNamespace(streams=(STREAM,)))
+    )
+    given = {"to": None, "line": None, "stream": None, "into": None, "replace": False, "undo": True}
+    assert await run_restore(backup, Namespace(**given, dry_run=True)) == 0
+    assert "is under way since" in capsys.readouterr().out
+    assert await journal.find(client, vault, STREAM) == record
+    for contradiction in ({"undo": False, "replace": True}, {"undo": True}):
+        with pytest.raises(ConfigurationError, match="--into replaces nothing"):
+            await run_restore(backup, Namespace(**{**given, **contradiction, "into": "nats://127.0.0.1:1"}))
 
 
 async def test_what_is_open_again_has_its_consumers(

@@ -123,6 +123,11 @@ def is_closed(config: Mapping[str, Any]) -> bool:
     return any(str(s).startswith("kgents.restore.") for s in config.get("subjects") or ())
 
 
+def is_left_half(config: Mapping[str, Any]) -> bool:
+    """Whether a stream is what an interrupted restore beside the live system left: nobody else fills it."""
+    return is_closed(config) and MARK not in (config.get("metadata") or {})
+
+
 def is_of_a_fence(config: Mapping[str, Any]) -> bool:
     """Whether a configuration only held while publishers were kept out, or while a copy was taken back."""
     if _KEPT in str((config.get("mirror") or {}).get("name", "")):

@@ -36,8 +36,13 @@ async def run_restore(backup: Backup, arguments: Arguments) -> int:
         until.sequence is not None or line or (is_beside and "://" not in arguments.into)
     ):
         raise ConfigurationError("that needs one stream", hint="add --stream AGENTESE")
+    if is_beside and (arguments.replace or arguments.undo):
+        raise ConfigurationError(
+            "--into replaces nothing, and leaves nothing to undo",
+            hint="leave --replace out: what an interrupted attempt left there is removed by itself",
+        )
     if arguments.undo:
-        return await _undo(backup, streams)
+        return await _undo(backup, streams, is_dry=arguments.dry_run)
     if arguments.system:
         return await _system(backup, arguments, until)
     if arguments.dry_run or is_beside:
@@ -109,8 +114,12 @@ async def run_discard(backup: Backup, arguments: Arguments) -> int:
     return 0
 
 
-async def _undo(backup: Backup, streams: Sequence[str]) -> int:
+async def _undo(backup: Backup, streams: Sequence[str], *, is_dry: bool) -> int:
     is_good = False
+    if is_dry:
+        for stream in streams:
+            print(await _what_is_there(backup, stream, is_to_undo=True))
+        return 0
     async with backup.daily.lease(backup.local) as lease:
         restoration = await _restoration(backup, "local", lease)
         for stream in streams:
@@ -191,12 +200,16 @@ async def _beside(
     return 0 if is_good else 1
 
 
-async def _what_is_there(backup: Backup, stream: str) -> str:
+async def _what_is_there(backup: Backup, stream: str, *, is_to_undo: bool = False) -> str:
     client = await backup.client()
     info = await stream_info(client, stream)
     record = await journal.find(client, backup.local, stream)
     if record is not None:
-        return f"  a restore is under way since {record.began_at}, step {record.step}: it would go on"
+        then = "be taken back" if is_to_undo else "go on"
+        begun = f"  a restore of {stream} is under way since {record.began_at}"
+        return f"{begun}, step {record.step}: it would {then}"
+    if is_to_undo:
+        return f"  no restore of {stream} is under way: nothing would be undone"
     if info is None:
         return f"  there is no stream {stream} now"
     return (

@@ -13,7 +13,7 @@ from kgents_backup.model.faults import (
     RefusedError,
 )
 from kgents_backup.model.ports import NoProgress, Progress
-from kgents_backup.model.restoration import with_lineage
+from kgents_backup.model.restoration import is_left_half, with_lineage
 from kgents_backup.operations.restoring.filling import replay_tail, restore_base, settled
 from kgents_backup.operations.restoring.opening import refuse_fenced_subjects, widen
 from kgents_backup.operations.restoring.preparing import Prepared
@@ -123,10 +123,10 @@ async def _make_room(client: VerbatimClient, name: str, *, replace: bool) -> Non
     existing = await stream_info(client, name)
     if existing is None:
         return
-    if not replace:
+    if not replace and not is_left_half(existing.config):
         raise RefusedError(
             f"there is a stream {name} with {existing.messages} messages",
-            hint="add --replace to delete it first, or --into another name or server",
+            hint="--into replaces nothing: name another stream or server, or delete it there",
         )
     _log.warning("restore.stream_deleted", stream=name, messages=existing.messages)
     await request(client, f"STREAM.DELETE.{name}", timeout_seconds=60)
