@@ -153,8 +153,22 @@ def lasting_system(postgres_server: PostgresServer) -> Iterator[System]:
         yield start()
 
 
-def restarted(system: System, name: str = "metering") -> ServiceProcess:
-    """Start a service that ended, without its crash point."""
+@pytest.fixture(scope="module")
+def lasting_billing(postgres_server: PostgresServer) -> Iterator[System]:
+    """The door and billing for tests that follow one another; each begins with `stripe_door.emptied`."""
+    from .stripe_door import ENVIRONMENT, SERVICES  # it stands on this module
+
+    with systems(postgres_server) as start:
+        yield start(services=SERVICES, environment=ENVIRONMENT, needs_openmeter=False)
+
+
+def restarted(system: System, name: str = "metering", *, crash_at: str | None = None) -> ServiceProcess:
+    """Start a service that ended, without its crash point; or with another, which it may reach before it is
+    ready."""
     service = system.stack.service(name)
     service.environment.pop("KGENTS_CRASH_AT", None)
-    return service.start()
+    if crash_at is None:
+        return service.start()
+    service.environment["KGENTS_CRASH_AT"] = crash_at
+    service.begin()
+    return service

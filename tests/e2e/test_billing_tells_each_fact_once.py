@@ -6,7 +6,7 @@ import asyncio
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import httpx
 import nats
@@ -19,7 +19,7 @@ from kgents_devstack.stripe import signed
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
 
 from .conftest import System, restarted, wait_for
-from .stripe_door import ENVIRONMENT, SECRET, SERVICES, check_exact, deliver, ended, settle, told, waiting
+from .stripe_door import SECRET, check_exact, deliver, emptied, ended, settle, told, waiting
 
 # Between any two steps: claim, commit, release, acknowledge; take, send, mark; announce, mark.
 POINTS = [
@@ -43,11 +43,11 @@ IN_THE_SUITE = [
     "mirror.after_send:1",
 ]
 
-UNREADABLE = snapshot(
-    "customer.subscription.updated",
-    {"id": "sub_x", "object": "subscription", "metadata": {"tenant_id": "acme"}},
-    second=START,
-)
+
+def unreadable() -> bytes:
+    """An event whose object is none."""
+    thing = {"id": "sub_x", "object": "subscription", "metadata": {"tenant_id": "acme"}}
+    return snapshot("customer.subscription.updated", thing, second=START)
 
 
 def some_lives(seed: int, count: int) -> tuple[list[Life], list[bytes], int]:
@@ -62,9 +62,9 @@ def some_lives(seed: int, count: int) -> tuple[list[Life], list[bytes], int]:
 
 
 @pytest.fixture
-def billing(make_system: Callable[..., System]) -> System:
+def billing(lasting_billing: System) -> System:
     """The door and billing."""
-    return make_system(services=SERVICES, environment=ENVIRONMENT)
+    return emptied(lasting_billing)
 
 
 def test_lives_told_at_once_and_shuffled(billing: System) -> None:
@@ -94,39 +94,68 @@ def test_the_tenant_reads_its_subscription(billing: System) -> None:
     assert httpx.get(f"{url}/v1/billing/subscription").status_code == 401
 
 
-@pytest.mark.parametrize("point", IN_THE_SUITE)
-def test_killed_at_a_named_point(make_system: Callable[..., System], point: str) -> None:
+def test_killed_at_named_points(lasting_billing: System) -> None:
     """Rule: state, facts and the event's id commit together; the bus is told after it, until it knows.
 
-    Here what the dead worker had is given to the next within seconds.
+    One worker after another on one ledger; here what the dead one had is given to the next within seconds.
     """
-    kill_at(point, make_system, is_hurried=True)
+    kill_at(IN_THE_SUITE, lasting_billing, is_hurried=True)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_a_named_point_as_deployed(make_system: Callable[..., System], point: str) -> None:
+def test_killed_at_a_named_point_as_deployed(lasting_billing: System, point: str) -> None:
     """Rule: the same where a dead worker's lease and its unacknowledged events are waited for."""
-    kill_at(point, make_system, is_hurried=False)
+    kill_at([point], lasting_billing, is_hurried=False)
 
 
-def kill_at(point: str, make_system: Callable[..., System], *, is_hurried: bool) -> None:
-    """Die at a point among lives, money told backwards, an event that is nobody's and one that cannot be
+def kill_at(points: Sequence[str], lasting: System, *, is_hurried: bool) -> None:
+    """Die at each point among lives, money told backwards, an event that is nobody's and one that cannot be
     read; then go on."""
-    system = make_system(
-        services=SERVICES, environment={**ENVIRONMENT, "billing": {"KGENTS_CRASH_AT": point}}
-    )
+    system = emptied(lasting, KGENTS_CRASH_AT=points[0])
     if is_hurried:
         asyncio.run(_redeliver_after(system.stack.nats.url, seconds=3))
-    lives, bodies, distinct = some_lives(2, 12)
+    lives: list[Life] = []
+    payers: list[Life] = []
+    broken: list[bytes] = []
+    distinct = 0
+    for number, following in enumerate([*points[1:], None]):
+        told_now, bodies, more = some_lives(2 + number, 12)
+        payers.append(paid := refunded_and_disputed())
+        lives += [*told_now, paid]
+        bodies += [one.body for one in reversed(paid.told)]
+        distinct += more + len(paid.told)
+        broken.append(unreadable())
+        nobodys = {"id": f"in_x{number}", "object": "invoice", "customer": f"cus_x{number}"}
+        bodies[5:5] = [broken[-1], snapshot("invoice.paid", nobodys, second=START)]
+        die_among(bodies, system, points[number])
+        if is_hurried:
+            redis.Redis.from_url(system.stack.redis_url).flushall()
+        restarted(system, "billing", crash_at=following)
+    settle(system, distinct + len(points))
+    wait_for(lambda: waiting(system) == len(points))
+    settle(system, distinct + len(points))
+    check_exact(system, *(life.told for life in lives), looked_up="acme")
+    wanted = sorted(("events.deadletter.billing.unreadable_object", body) for body in broken)
+    wait_for(lambda: sorted(asyncio.run(_dead_letters(system.stack.nats.url))) == wanted)
+    with psycopg.connect(system.stack.database_url) as connection:
+        counts = connection.execute(
+            "select (select count(*) from billing.quarantine), (select count(*) from billing.dead)"
+        ).fetchone()
+    assert counts == (len(points), len(points))
+    moved = [entry for paid in payers for _, entry in reference(paid.told, looked_up="acme").entries.values()]
+    assert _entries(system) == sorted((entry.id, entry.in_balance) for entry in moved)
+
+
+def refunded_and_disputed() -> Life:
+    """Money that goes and comes back, and in the end is another tenant's."""
     paid = Life(at=START).wait(5).pay().wait(5).refund(500, "pending").wait(5).refund_ends("failed")
     paid.wait(5).dispute().wait(5).win_dispute().wait(5).credit(100)
-    paid.wait(5).change(metadata={"tenant_id": "globex"})
-    lives.append(paid)
-    bodies += [one.body for one in reversed(paid.told)]
-    distinct += len(paid.told)
-    nobodys = snapshot("invoice.paid", {"id": "in_x", "object": "invoice", "customer": "cus_x"}, second=START)
-    bodies[5:5] = [UNREADABLE, nobodys]
+    return paid.wait(5).change(metadata={"tenant_id": "globex"})
+
+
+def die_among(bodies: list[bytes], system: System, point: str) -> None:
+    """Deliver them to a worker that dies at this point."""
     for start in range(0, len(bodies), 10):
         deliver(system, bodies[start : start + 10])
         time.sleep(0.1)
@@ -134,23 +163,6 @@ def kill_at(point: str, make_system: Callable[..., System], *, is_hurried: bool)
         system.stack.service("billing").wait(HANGS_AFTER_SECONDS)
     except subprocess.TimeoutExpired:
         pytest.fail(f"the point {point} was never reached so often")
-    if is_hurried:
-        redis.Redis.from_url(system.stack.redis_url).flushall()
-    restarted(system, "billing")
-    settle(system, distinct + 1)
-    wait_for(lambda: waiting(system) == 1)
-    settle(system, distinct + 1)
-    check_exact(system, *(life.told for life in lives), looked_up="acme")
-    wanted = [("events.deadletter.billing.unreadable_object", UNREADABLE)]
-    wait_for(lambda: asyncio.run(_dead_letters(system.stack.nats.url)) == wanted)
-    with psycopg.connect(system.stack.database_url) as connection:
-        counts = connection.execute(
-            "select (select count(*) from billing.quarantine), (select count(*) from billing.dead)"
-        ).fetchone()
-    assert counts == (1, 1)
-    assert _entries(system) == sorted(
-        (entry.id, entry.in_balance) for _, entry in reference(paid.told, looked_up="acme").entries.values()
-    )
 
 
 def _entries(system: System) -> list[tuple[str, int]]:
@@ -169,13 +181,14 @@ async def _redeliver_after(url: str, *, seconds: float) -> None:
     await client.close()
 
 
-def test_killed_at_random_moments(billing: System) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.long)])
+def test_killed_at_random_moments(billing: System, kills: int) -> None:
     """Rule: whatever it was doing, no fact is lost and none is told twice."""
-    lives, bodies, distinct = some_lives(3, 40)
+    lives, bodies, distinct = some_lives(3, 10 * kills)
     roll = random.Random(3)
     asyncio.run(_redeliver_after(billing.stack.nats.url, seconds=3))
-    for start in range(0, len(bodies), 40):
-        deliver(billing, bodies[start : start + 40])
+    for number in range(kills):
+        deliver(billing, bodies[number::kills])
         time.sleep(roll.uniform(0, 0.3))
         billing.stack.service("billing").kill()
         restarted(billing, "billing")
@@ -255,8 +268,9 @@ def test_nats_away_during_the_post(billing: System) -> None:
 
 def test_what_cannot_be_read_is_set_aside_and_announced(billing: System) -> None:
     """Rule: every message ends as one of applied, duplicate, quarantined, dead (P3)."""
-    deliver(billing, [UNREADABLE])
-    wanted = [("events.deadletter.billing.unreadable_object", UNREADABLE)]
+    broken = unreadable()
+    deliver(billing, [broken])
+    wanted = [("events.deadletter.billing.unreadable_object", broken)]
     wait_for(lambda: asyncio.run(_dead_letters(billing.stack.nats.url)) == wanted)
     assert told(billing) == []
     assert ended(billing) == 0

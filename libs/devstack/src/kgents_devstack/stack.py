@@ -45,6 +45,7 @@ class StackOptions:
         ports: By name of a service or server, where it listens; a free port where none is named.
         operations_ports: The same for the operators' ports.
         needs_database: Off, no Postgres is started: for services that have none.
+        needs_openmeter: Off, its stand-in is not started: for services that never ask it.
         keeps: The directory may hold a stack already: go on with its keys, its data and what OpenMeter has.
         openmeter_dedupe_seconds: How long the stand-in remembers a key; None for ever.
     """
@@ -60,6 +61,7 @@ class StackOptions:
     ports: Mapping[str, int] = field(default_factory=dict)
     operations_ports: Mapping[str, int] = field(default_factory=dict)
     needs_database: bool = True
+    needs_openmeter: bool = True
     keeps: bool = False
     openmeter_dedupe_seconds: float | None = None
 
@@ -131,7 +133,8 @@ class Stack:
             if self.options.needs_database:
                 self._start_postgres(starting)
             self.redis_url = os.environ.get("REDIS_URL") or starting.enter_context(self.valkey).url
-            starting.enter_context(self.openmeter)
+            if self.options.needs_openmeter:
+                starting.enter_context(self.openmeter)
             self.apply_streams()
             for name in self.options.services:
                 self._services[name] = starting.enter_context(self.make_service(name))
