@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 import nats
 import pytest
 
+from kgents_api.model.live import Frame, Place, Tail
 from kgents_common import keyring
 from kgents_devstack.raw_nats import UNREADABLE_HEADERS, UNREADABLE_SUBJECTS, RawPublisher
 from kgents_devstack.servers import NatsServer, apply_streams
@@ -196,45 +198,75 @@ async def test_a_position_older_than_the_first_event_is_a_gap(own_nats: NatsServ
 
 
 async def test_a_stream_made_anew_is_a_gap(own_nats: NatsServer, tmp_path: Path) -> None:
-    """Rule: an id of the stream before is said to be one, and all that the new stream holds follows; a plain
-    sequence, as versions before gave it, cannot tell and is taken at its word. Ids may be had plain, too."""
+    """Rule: an id of the stream before is said to be one, and all that the new stream holds follows; who was
+    there while it was made anew is sent away, and comes back to that. A plain sequence, as versions before
+    gave it, cannot tell and is taken at its word. Ids may be had plain, too."""
     apply_streams(own_nats.url)
     key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
     keyring.write(tmp_path / "keys.json", [record])
-    environment = {"NATS_SERVERS": own_nats.url, "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json")}
-
-    def post(service: ServiceProcess, count: int) -> None:
-        for _ in range(count):
-            httpx.post(
-                f"{service.url}/v1/events",
-                content=encoded(new()),
-                headers={"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"},
-            ).raise_for_status()
+    environment = {
+        "NATS_SERVERS": own_nats.url,
+        "KGENTS_KEYRING_FILE": str(tmp_path / "keys.json"),
+        "KGENTS_LIVE_HEARTBEAT_SECONDS": "0.5",
+    }
 
     with ServiceProcess("api", tmp_path / "api", environment) as service:
-        post(service, 3)
+        await published(own_nats, 7)
         async with LiveStream(service.port, key, after=0) as stream:
-            seen = await stream.events(3)
-        async with LiveStream(service.port, key, after=seen[1].id) as stream:
-            assert [e.id for e in await stream.events(1)] == [seen[2].id]
-        client = await nats.connect(own_nats.url)
-        await client.jetstream().delete_stream("AGENTESE")
-        await client.close()
-        apply_streams(own_nats.url)
-        post(service, 5)
-        for id_before in (seen[1].id, seen[2].id):
+            seen = await stream.events(7)
+        async with LiveStream(service.port, key, after=seen[5].id) as stream:
+            assert [e.id for e in await stream.events(1)] == [seen[6].id]
+        async with LiveStream(service.port, key) as there:
+            # It finds the new stream as long as the one it read, as after an outage.
+            service.signal(signal.SIGSTOP)
+            await made_anew(own_nats)
+            await published(own_nats, 8)
+            service.signal(signal.SIGCONT)
+            await there.until(lambda: there.has_ended or there.received)
+            assert there.received == []
+        of_a_longer_one = f"9-{seen[6].id.partition('-')[2]}"
+        for id_before in (seen[1].id, seen[6].id, there.last_id, of_a_longer_one):
             async with LiveStream(service.port, key, after=id_before) as stream:
-                gap, *rest = await stream.events(6)
-            assert (gap.event, gap.data["reason"], gap.sequence) == ("gap", "made_anew", 0)
-            assert [e.sequence for e in rest] == [1, 2, 3, 4, 5]
+                await stream.until(lambda stream=stream: stream.received or stream.comments)
+                assert stream.received, "silence"
+                gap = stream.received[0]
+                assert (gap.event, gap.data.get("reason"), gap.sequence) == ("gap", "made_anew", 0)
+                assert [e.sequence for e in (await stream.events(9))[1:]] == [1, 2, 3, 4, 5, 6, 7, 8]
         async with LiveStream(service.port, key, after=gap.id) as stream:
-            assert [e.sequence for e in await stream.events(5)] == [1, 2, 3, 4, 5]
-        async with LiveStream(service.port, key, after=3) as stream:
-            assert [e.sequence for e in await stream.events(2)] == [4, 5]
+            assert [e.sequence for e in await stream.events(8)] == [1, 2, 3, 4, 5, 6, 7, 8]
+        async with LiveStream(service.port, key, after=6) as stream:
+            again = await stream.events(2)
+            assert [e.sequence for e in again] == [7, 8]
     plain = {**environment, "KGENTS_LIVE_PLAIN_IDS": "true"}
     with ServiceProcess("api", tmp_path / "plain", plain) as service:
-        async with LiveStream(service.port, key, after=rest[1].id) as stream:
-            assert [e.id for e in await stream.events(3)] == ["3", "4", "5"]
+        async with LiveStream(service.port, key, after=again[0].id) as stream:
+            assert [e.id for e in await stream.events(1)] == ["8"]
+
+
+async def test_a_tail_knows_its_places_by_their_times() -> None:
+    """Rule: what a tail saw for itself needs no question; the same sequence of another stream is not that."""
+    tail = Tail(Place(4, 40), max_events=2, max_bytes=1000)
+    assert tail.holds(Place(4, 40))
+    assert not tail.holds(Place(4, 41))
+    tail.append([Frame(n, n * 10, "t", b"x") for n in (5, 7, 8)])
+    assert [n for n in range(10) if tail.holds(Place(n, n * 10))] == [7, 8]
+    assert not [n for n in range(10) if tail.holds(Place(n, n * 10 + 1))]
+
+
+async def published(server: NatsServer, count: int) -> None:
+    """Store so many events of acme past the door."""
+    client = await nats.connect(server.url)
+    for _ in range(count):
+        await client.jetstream().publish("agentese.acme.llm.tokens", encoded(new(), subject="acme"))
+    await client.close()
+
+
+async def made_anew(server: NatsServer) -> None:
+    """AGENTESE is another stream of the same name."""
+    client = await nats.connect(server.url)
+    await client.jetstream().delete_stream("AGENTESE")
+    await client.close()
+    apply_streams(server.url)
 
 
 async def test_what_nobody_can_read_ends_no_stream(door: Door) -> None:
