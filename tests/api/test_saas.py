@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import signal
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ import pytest
 
 from kgents_api.model.saas import MAX_INSTANCES, Heartbeats, State, overall
 from kgents_common import keyring
+from kgents_common.clock import ManualClock
+from kgents_common.connection import Connection
 from kgents_common.errors import PermanentError
+from kgents_common.health import Check, Status, publishing
+from kgents_common.resilience import CircuitBreaker
+from kgents_common.settings import ServiceSettings
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
 from kgents_devstack.waiting import until
@@ -128,6 +135,33 @@ def test_the_whole_is_down_only_without_what_is_needed() -> None:
     assert overall([State.OK], [State.UNKNOWN]) is State.DEGRADED
     assert overall([State.OK], [State.DOWN]) is State.DEGRADED
     assert overall([State.DOWN], [State.OK]) is State.DOWN
+
+
+async def test_nats_is_as_well_as_a_publish_would_find_it(nats_url: str) -> None:
+    """Rule: down before it is connected and where nobody reads what the server says, also over a socket that
+    stands; degraded while the circuit is not closed."""
+    clock = ManualClock()
+    breaker = CircuitBreaker("nats", threshold=1, clock=clock)
+    connection = Connection(ServiceSettings(nats_servers=(nats_url,)), name="test", on_closed=lambda: None)
+    assert publishing(connection, breaker) == Check(Status.DOWN, "not connected")
+    await connection.start()
+    await connection.wait()
+    try:
+        assert publishing(connection, breaker) == Check(Status.OK, "circuit closed")
+        breaker.failed(is_probe=False)
+        assert publishing(connection, breaker) == Check(Status.DEGRADED, "circuit open")
+        clock.advance(timedelta(seconds=1))
+        assert publishing(connection, breaker) == Check(Status.DEGRADED, "circuit half_open")
+        breaker.succeeded(breaker.admit())
+        assert publishing(connection, breaker) == Check(Status.OK, "circuit closed")
+        reading = connection.client._reading_task
+        assert reading is not None
+        reading.cancel()
+        await asyncio.wait({reading})
+        assert connection.is_connected
+        assert publishing(connection, breaker) == Check(Status.DOWN, "not connected")
+    finally:
+        await connection.stop()
 
 
 @pytest.fixture

@@ -94,6 +94,30 @@ def test_running_services_tell_what_their_source_declares(stack: Stack) -> None:
         assert labels <= source[name], name
 
 
+def test_what_operators_see_is_on_their_port_alone(stack: Stack) -> None:
+    """Rule: metrics, the contract and its page are on no port that callers reach; of health the status is."""
+    described = ("/docs", "/openapi.json")
+    healths = ("/health", "/health/live", "/health/ready", "/health/saas")
+    shown: dict[str, set[str]] = {}
+    told: dict[str, set[str]] = {}
+    refused: set[str] = set()
+    with httpx.Client() as client:
+        for name in EVERYTHING:
+            service = stack.service(name)
+            outside = {p: client.get(service.url + p) for p in ("/metrics", "/metrics/", *described)}
+            shown[name] = {path for path, answer in outside.items() if answer.status_code != 404}
+            healthy = {p: client.get(service.url + p) for p in healths if name == "api" or p != healths[-1]}
+            shown[name] |= {path for path, answer in healthy.items() if set(answer.json()) != {"status"}}
+            inside = {p: client.get(service.operations_url + p) for p in ("/metrics", "/health", *described)}
+            told[name] = {path for path, answer in inside.items() if answer.status_code == 200}
+            assert inside["/health"].json()["checks"]
+            refused.update(a.headers["content-type"] for a in outside.values() if a.status_code == 404)
+    assert shown == {name: set() for name in EVERYTHING}
+    assert refused == {"application/problem+json"}
+    contracts = {"api": {*described}, "reads": {"/openapi.json"}}
+    assert told == {name: {"/metrics", "/health", *contracts.get(name, ())} for name in EVERYTHING}
+
+
 def test_the_recorded_names_of_the_nats_exporter_are_its_own(own_nats: NatsServer) -> None:
     """Rule: what the record says, a real exporter told; where none is installed, nobody has looked."""
     exporter = shutil.which("prometheus-nats-exporter")

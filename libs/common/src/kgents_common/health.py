@@ -87,6 +87,13 @@ def circuit(breaker: CircuitBreaker | None) -> Check:
     )
 
 
+def publishing(connection: Connection, breaker: CircuitBreaker) -> Check:
+    """NATS as a publisher has it: down where nobody reads what the server says, else by its circuit."""
+    if not connection.is_reading:  # a socket that nobody reads acknowledges nothing
+        return Check(Status.DOWN, "not connected")
+    return circuit(breaker)
+
+
 @dataclass(slots=True)
 class Health:
     """The probes of one process.

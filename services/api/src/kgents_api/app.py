@@ -40,7 +40,7 @@ from kgents_common.connection import Connection
 from kgents_common.health import Check, Health, Heartbeat, Status
 from kgents_common.keyring import open_keyring
 from kgents_common.publisher import MessageIds, Publisher, Spool, SpoolingPublisher
-from kgents_common.resilience import CircuitBreaker, CircuitState
+from kgents_common.resilience import CircuitBreaker
 from kgents_common.streams.fill import EVERY_SECONDS, StreamFill
 from kgents_common.telemetry import Tracing, new_registry
 from kgents_common.upkeep import Round, Upkeep
@@ -89,10 +89,10 @@ async def run(settings: ApiSettings, clock: Clock | None = None) -> None:
     limits = Limits(settings.max_event_bytes, settings.max_batch_bytes, settings.max_batch_events)
 
     document = Health("api", settings.instance)
-    if spooling is None:
-        document.needed["nats"] = lambda: _nats(connection, publisher)
-    else:
-        document.useful["nats"] = lambda: _nats(connection, publisher)
+    (document.needed if spooling is None else document.useful)["nats"] = lambda: health.publishing(
+        connection, publisher.breaker
+    )
+    if spooling is not None:
         document.needed["spool"] = lambda: _spool(spooling.spool)
     document.useful["live"] = lambda: health.up(reading.is_reading)
     fill = StreamFill(connection, registry, clock)
@@ -247,15 +247,6 @@ def _webhooks(
         metrics=WebhookMetrics(registry),
         clock=clock,
         mode=settings.stripe_mode,
-    )
-
-
-def _nats(connection: Connection, publisher: Publisher) -> Check:
-    if not connection.is_reading:  # a socket that nobody reads acknowledges nothing
-        return Check(Status.DOWN, "not connected")
-    state = publisher.breaker.state
-    return Check(
-        Status.OK if state is CircuitState.CLOSED else Status.DEGRADED, f"circuit {state.name.lower()}"
     )
 
 
