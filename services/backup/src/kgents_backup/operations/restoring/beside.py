@@ -12,22 +12,17 @@ import asyncio
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 import structlog
 from nats.errors import Error as NatsError
 
 from kgents_backup.model.faults import ProtocolError
 from kgents_backup.model.plan import FEWEST_BY_FILES
-from kgents_backup.model.ports import Progress
 from kgents_backup.operations.restoring.carrying_out import fill
-from kgents_backup.operations.restoring.filling import settled
-from kgents_backup.operations.restoring.preparing import Prepared
-from kgents_backup.operations.restoring.reporting import RestoreReport
+from kgents_backup.operations.restoring.filling import Filling, settled
 from kgents_backup.sinks.file_archive import file_archive
 from kgents_backup.sinks.restore import restore_snapshot
 from kgents_backup.sinks.scratch import own_server, program_version
-from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.stream import stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.errors import KgentsError
@@ -44,16 +39,7 @@ async def is_possible(client: VerbatimClient) -> bool:
         return False
 
 
-async def fill_beside(
-    client: VerbatimClient,
-    vault: Vault,
-    prepared: Prepared,
-    fenced: dict[str, Any],
-    prefix: str,
-    report: RestoreReport,
-    progress: Progress,
-    directory: Path,
-) -> int | None:
+async def fill_beside(client: VerbatimClient, filling: Filling, directory: Path) -> int | None:
     """As `fill`, where that is worth it and possible; None where it was not, and nothing is left of it.
 
     Args:
@@ -62,42 +48,34 @@ async def fill_beside(
     Raises:
         JetStreamApiError, TransientError: The live server failed, and keeps what is left of an attempt.
     """
-    plan = prepared.plan
-    held = int(prepared.manifest.state["messages"]) if prepared.manifest else 0
+    plan, manifest = filling.prepared.plan, filling.prepared.manifest
+    held = int(manifest.state["messages"]) if manifest else 0
     if held + plan.tail_messages < FEWEST_BY_FILES or not await is_possible(client):
         return None
     # Segments are compressed, files are not.
-    size = (int(prepared.manifest.state["bytes"]) if prepared.manifest else 0) + 8 * plan.segment_bytes
+    size = (int(manifest.state["bytes"]) if manifest else 0) + 8 * plan.segment_bytes
     free = (await asyncio.to_thread(shutil.disk_usage, directory)).free
     if free < 2 * size:
         _log.warning("restore.no_room_beside", wanted_bytes=2 * size, free_bytes=free)
         return None
+    report = filling.report
     attempt = dataclasses.replace(report, notes=list(report.notes))
     try:
-        base_end = await _fill(client, vault, prepared, fenced, prefix, attempt, progress, directory)
+        base_end = await _fill(client, dataclasses.replace(filling, report=attempt), directory)
     except (KgentsError, NatsError, OSError) as error:
         _log.warning("restore.message_by_message", error=f"{type(error).__name__}: {error}")
-        if await stream_info(client, fenced["name"]) is not None:
-            await request(client, f"STREAM.DELETE.{fenced['name']}", timeout_seconds=60)
+        if await stream_info(client, filling.name) is not None:
+            await request(client, f"STREAM.DELETE.{filling.name}", timeout_seconds=60)
         return None
     for name in (f.name for f in dataclasses.fields(report)):
         setattr(report, name, getattr(attempt, name))
     return base_end
 
 
-async def _fill(
-    client: VerbatimClient,
-    vault: Vault,
-    prepared: Prepared,
-    fenced: dict[str, Any],
-    prefix: str,
-    report: RestoreReport,
-    progress: Progress,
-    directory: Path,
-) -> int:
-    name = fenced["name"]
+async def _fill(client: VerbatimClient, filling: Filling, directory: Path) -> int:
+    name, progress = filling.name, filling.progress
     async with own_server(directory) as own:
-        base_end = await fill(own.client, vault, prepared, fenced, prefix, report, progress)
+        base_end = await fill(own.client, filling)
         filled = await settled(own.client, name)
         await own.stop()
         files = own.files_of(name)
@@ -105,7 +83,11 @@ async def _fill(
         progress.begin("bring files", size, "bytes")
         try:
             await restore_snapshot(
-                client, config=fenced, state=filled.state, content=file_archive(files), progress=progress
+                client,
+                config=filling.fenced,
+                state=filled.state,
+                content=file_archive(files),
+                progress=progress,
             )
         finally:
             progress.end()

@@ -14,7 +14,7 @@ from kgents_backup.model.faults import (
 )
 from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.model.restoration import is_left_half, with_lineage
-from kgents_backup.operations.restoring.filling import replay_tail, restore_base, settled
+from kgents_backup.operations.restoring.filling import Filling, replay_tail, restore_base, settled
 from kgents_backup.operations.restoring.opening import refuse_fenced_subjects, widen
 from kgents_backup.operations.restoring.preparing import Prepared
 from kgents_backup.operations.restoring.reporting import RestoreReport
@@ -58,11 +58,12 @@ async def restore(
     await _make_room(client, name, replace=replace)
     prefix = configurations.fence_prefix(name, secrets.token_hex(4))
     fenced = configurations.fenced(prepared.config, name, prefix, replicas=1)
-    await fill(client, vault, prepared, fenced, prefix, report, progress)
+    filling = Filling(vault, prepared, fenced, prefix, report, progress)
+    await fill(client, filling)
     final = configurations.final(prepared.config, name, replicas=replicas, subjects=subjects)
     if into is None and prepared.ancestors:
         final = with_lineage(final, secrets.token_hex(4), prepared.ancestors)
-    await release(client, prepared, fenced, prefix, final, report)
+    await release(client, filling, final)
     report.seconds = round(clock.monotonic() - begun, 3)
     _log.info(
         "restore.completed",
@@ -75,48 +76,31 @@ async def restore(
     return report
 
 
-async def fill(
-    client: VerbatimClient,
-    vault: Vault,
-    prepared: Prepared,
-    fenced: dict[str, Any],
-    prefix: str,
-    report: RestoreReport,
-    progress: Progress,
-) -> int:
+async def fill(client: VerbatimClient, filling: Filling) -> int:
     """Fill a stream that is not there yet, behind its fence; the last sequence that the snapshot brought.
 
     Raises:
         ProtocolError: The server did not take it, or holds another number of messages.
         CorruptError, StoreError: A file is damaged, or the store does not give it.
     """
-    name = fenced["name"]
-    position = await restore_base(client, vault, prepared, fenced, report, progress)
-    await replay_tail(client, vault, prepared, name, prefix, position, report, progress)
-    info = await settled(client, name)
-    _compare(info, report)
-    report.last_sequence, report.messages = info.last_sequence, info.messages
+    position = await restore_base(client, filling)
+    await replay_tail(client, filling, position)
+    info = await settled(client, filling.name)
+    _compare(info, filling.report)
+    filling.report.last_sequence, filling.report.messages = info.last_sequence, info.messages
     return position
 
 
-async def release(
-    client: VerbatimClient,
-    prepared: Prepared,
-    fenced: dict[str, Any],
-    prefix: str,
-    final: dict[str, Any],
-    report: RestoreReport,
-) -> None:
+async def release(client: VerbatimClient, filling: Filling, final: dict[str, Any]) -> None:
     """Open a filled stream: its replicas, its own configuration.
 
     Raises:
         ProtocolError: It must not be opened; it stays closed.
     """
-    name = fenced["name"]
-    await refuse_fenced_subjects(client, name, prefix)
-    await widen(client, fenced, final["num_replicas"])
-    await request(client, f"STREAM.UPDATE.{name}", final, timeout_seconds=60)
-    report.consumers = await _consumers(client, name, prepared, report)
+    await refuse_fenced_subjects(client, filling.name, filling.prefix)
+    await widen(client, filling.fenced, final["num_replicas"])
+    await request(client, f"STREAM.UPDATE.{filling.name}", final, timeout_seconds=60)
+    filling.report.consumers = await _consumers(client, filling)
 
 
 async def _make_room(client: VerbatimClient, name: str, *, replace: bool) -> None:
@@ -138,17 +122,16 @@ def _compare(info: StreamInfo, report: RestoreReport) -> None:
         raise ProtocolError(f"the stream holds {info.messages} messages, not {expected}")
 
 
-async def _consumers(
-    client: VerbatimClient, name: str, prepared: Prepared, report: RestoreReport
-) -> list[tuple[str, int]]:
-    answer = await request(client, f"CONSUMER.LIST.{name}", {"offset": 0})
+async def _consumers(client: VerbatimClient, filling: Filling) -> list[tuple[str, int]]:
+    report = filling.report
+    answer = await request(client, f"CONSUMER.LIST.{filling.name}", {"offset": 0})
     if report.replayed:
         report.notes.append(
             "consumers stand where they stood at the snapshot: what they handled after it comes to them"
             " again, and their keys make that harmless"
         )
     durable = [c for c in answer.get("consumers") or [] if c["config"].get("durable_name")]
-    if prepared.manifest is None and not durable:
+    if filling.prepared.manifest is None and not durable:
         report.notes.append(
             "no snapshot was used, and no segment knew a consumer: apply the streams' consumers again, they"
             " start from the first"

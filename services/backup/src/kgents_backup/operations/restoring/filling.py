@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kgents_backup.cancelling import cancelled
@@ -27,6 +27,29 @@ from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.streams import request
 
 
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """One stream to be filled, in whichever server.
+
+    Attributes:
+        fenced: Its configuration until it is whole.
+        prefix: Of the subjects that it listens to meanwhile.
+        report: Told what came into it.
+    """
+
+    vault: Vault
+    prepared: Prepared
+    fenced: dict[str, Any]
+    prefix: str
+    report: RestoreReport
+    progress: Progress
+
+    @property
+    def name(self) -> str:
+        """The stream's name."""
+        return str(self.fenced["name"])
+
+
 async def tail(
     vault: Vault, plan: RestorePlan, after: int
 ) -> AsyncIterator[tuple[SegmentName, list[Message]]]:
@@ -46,29 +69,21 @@ async def tail(
             return
 
 
-async def restore_base(
-    client: VerbatimClient,
-    vault: Vault,
-    prepared: Prepared,
-    fenced: dict[str, Any],
-    report: RestoreReport,
-    progress: Progress,
-) -> int:
+async def restore_base(client: VerbatimClient, filling: Filling) -> int:
     """Bring the snapshot back, or an empty stream that begins where the segments do; the last sequence."""
-    found, manifest = prepared.plan, prepared.manifest
+    found, manifest = filling.prepared.plan, filling.prepared.manifest
     if manifest is None or found.snapshot is None:
         first = found.segments[0].first
-        await request(client, f"STREAM.CREATE.{fenced['name']}", fenced | {"first_seq": first})
+        await request(client, f"STREAM.CREATE.{filling.name}", filling.fenced | {"first_seq": first})
         return first - 1
-    prefix = found.snapshot.prefix
-
+    progress = filling.progress
     progress.begin("restore snapshot", manifest.content_bytes, "bytes")
     try:
         await restore_snapshot(
             client,
-            config=fenced,
+            config=filling.fenced,
             state=manifest.state,
-            content=_parts(vault, prefix, manifest.parts),
+            content=_parts(filling.vault, found.snapshot.prefix, manifest.parts),
             progress=progress,
         )
     except ProtocolError as error:
@@ -80,7 +95,7 @@ async def restore_base(
         raise
     finally:
         progress.end()
-    info = await settled(client, fenced["name"])
+    info = await settled(client, filling.name)
     # A stream that holds nothing begins at 0 for one version of the server and at 1 for another.
     compared = (
         ("messages", "first_seq", "last_seq") if manifest.state["messages"] else ("messages", "last_seq")
@@ -92,7 +107,7 @@ async def restore_base(
     more = max(0, got["last_seq"] - wanted["last_seq"]) if found.until == Until() else 0
     if got != wanted | {k: wanted[k] + more for k in ("messages", "last_seq")}:
         raise ProtocolError(f"the snapshot came back as {got}, not as {wanted}")
-    report.physical = info.messages
+    filling.report.physical = info.messages
     return info.last_sequence
 
 
@@ -118,27 +133,19 @@ async def settled(client: VerbatimClient, name: str) -> StreamInfo:
     return info
 
 
-async def replay_tail(
-    client: VerbatimClient,
-    vault: Vault,
-    prepared: Prepared,
-    name: str,
-    prefix: str,
-    position: int,
-    report: RestoreReport,
-    progress: Progress,
-) -> None:
-    found = prepared.plan
-    replay = Replay(client, name, prefix, last_sequence=position)
+async def replay_tail(client: VerbatimClient, filling: Filling, position: int) -> None:
+    """Publish what comes after a sequence: the plan's own segments, then what only other lines hold."""
+    found, report, progress = filling.prepared.plan, filling.report, filling.progress
+    replay = Replay(client, filling.name, filling.prefix, last_sequence=position)
     progress.begin("replay segments", found.segment_bytes, "bytes")
     try:
-        async for segment_name, messages in tail(vault, found, position):
+        async for segment_name, messages in tail(filling.vault, found, position):
             for message in messages:
                 await replay.publish(message)
             progress.advance(segment_name.size)
         before, report.own_end = replay.messages, replay.last_sequence
-        for other in prepared.appended:
-            async for message in other.messages(vault):
+        for other in filling.prepared.appended:
+            async for message in other.messages(filling.vault):
                 await replay.publish(replace(message, sequence=replay.last_sequence + 1))
         report.appended = replay.messages - before
         await replay.finish()

@@ -36,6 +36,7 @@ from kgents_backup.operations.consumers import make_consumers
 from kgents_backup.operations.restoring import journal, keeping
 from kgents_backup.operations.restoring.beside import fill_beside
 from kgents_backup.operations.restoring.carrying_out import fill, release
+from kgents_backup.operations.restoring.filling import Filling
 from kgents_backup.operations.restoring.keeping import with_step
 from kgents_backup.operations.restoring.preparing import Prepared, prepare
 from kgents_backup.operations.restoring.reporting import RestoreReport
@@ -300,7 +301,8 @@ class Restoration:
         report.kept = record.kept
         prefix = configurations.fence_prefix(name, record.token)
         fenced = mark(configurations.fenced(prepared.config, name, prefix, replicas=1), record)
-        base_end = await self._fill(prepared, fenced, prefix, report)
+        filling = Filling(self.source, prepared, fenced, prefix, report, self.progress)
+        base_end = await self._fill(filling)
         self.crash.reach("restore.filled")
         found = await read_back(
             client,
@@ -324,24 +326,18 @@ class Restoration:
         if prepared.manifest is None:
             await make_consumers(client, name, await self._stood(record, prepared))
         final = configurations.final(prepared.config, name, replicas=wanted.replicas)
-        await release(
-            client, prepared, fenced, prefix, with_lineage(final, record.token, prepared.ancestors), report
-        )
+        await release(client, filling, with_lineage(final, record.token, prepared.ancestors))
         self.crash.reach("restore.released")
         await self._let_go(record)
         report.notes += prepared.notes
         return report
 
-    async def _fill(
-        self, prepared: Prepared, fenced: dict[str, Any], prefix: str, report: RestoreReport
-    ) -> int:
+    async def _fill(self, filling: Filling) -> int:
         if self.beside is not None:
-            base_end = await fill_beside(
-                self.client, self.source, prepared, fenced, prefix, report, self.progress, self.beside
-            )
+            base_end = await fill_beside(self.client, filling, self.beside)
             if base_end is not None:
                 return base_end
-        return await fill(self.client, self.source, prepared, fenced, prefix, report, self.progress)
+        return await fill(self.client, filling)
 
     async def _finish(self, record: RestoreRecord) -> RestoreReport:
         """A restore that was interrupted after the stream was opened."""
