@@ -11,12 +11,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from nats.errors import ProtocolError
+from nats.errors import BadHeaderError, ProtocolError
 
 from kgents_common import delivery, streams
 from kgents_common.broker import Broker
 from kgents_common.connection import Client, Connection, Message
-from kgents_common.connection.wire import WireParser, read_headers, readable
+from kgents_common.connection.wire import WireParser, header_block, header_line, read_headers, readable
 from kgents_common.pull import Forward
 from kgents_devstack.raw_nats import UNREADABLE_HEADERS, RawPublisher
 from kgents_devstack.servers import NatsServer
@@ -207,6 +207,20 @@ async def all_arrive(url: str, connection: Connection, count: int) -> None:
     for sequence in range(1, count + 1, count // 200):
         answer = await streams.request(connection.client, "STREAM.MSG.GET.AGENTESE", {"seq": sequence})
         assert base64.b64decode(answer["message"].get("hdrs", "")) == read[sequence - 1][1]
+
+
+def test_a_header_that_is_written_is_one_header() -> None:
+    """Rule: whatever a value holds, it opens no other header and ends no block; a bad name is refused."""
+    rng = random.Random(4)
+    for _ in range(2000):
+        value = "".join(rng.choice("ab :\r\n\t\u00e9\x85\u2028") for _ in range(rng.randrange(8)))
+        written = header_block(header_line("Nats-Msg-Id", "one"), header_line("tracestate", value))
+        assert written.count(b"\r\n") == 4
+        assert written.count(b"\n") == 4
+        assert list(read_headers(written)) == ["Nats-Msg-Id", "tracestate"]
+    for name in ("", "a b", "a:b", "a\r\nb", "\u00e9"):
+        with pytest.raises(BadHeaderError):
+            header_line(name, "value")
 
 
 async def test_the_parser_says_what_it_reads_or_that_it_cannot() -> None:

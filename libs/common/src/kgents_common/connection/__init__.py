@@ -6,7 +6,7 @@
 from kgents_common.connection.client import Client, Message
 from kgents_common.connection.options import connect_options
 from kgents_common.connection.standing import EXIT_CLOSED_FOR_GOOD, Connection
-from kgents_common.connection.wire import Headers
+from kgents_common.connection.wire import Headers, header_block, header_line
 
 __all__ = [
     "EXIT_CLOSED_FOR_GOOD",
@@ -15,4 +15,6 @@ __all__ = [
     "Headers",
     "Message",
     "connect_options",
+    "header_block",
+    "header_line",
 ]

@@ -12,10 +12,11 @@ Source: docs.nats.io, "Client Protocol"; nats-server `client.go` (`splitArg`, `p
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import structlog
-from nats.errors import ProtocolError
+from nats.errors import BadHeaderError, ProtocolError
 from nats.protocol.parser import Parser
 
 CRLF = b"\r\n"
@@ -25,6 +26,10 @@ MAX_LINE_BYTES = 1024 * 1024
 # The most a server can be told to take (`max_payload`), with room for a status's own headers.
 MAX_MESSAGE_BYTES = 65 * 1024 * 1024
 STATUS_DIGITS = 3
+
+# What a name is made of (RFC 9110 section 5.6.2), and what would end a value too early.
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_LINE_ENDS = str.maketrans("\r\n", "  ")
 
 _log = structlog.get_logger()
 
@@ -75,6 +80,25 @@ def read_headers(block: bytes) -> Headers:
         if colon and key and key.isascii() and key.decode().isprintable() and b" " not in key:
             headers[key.decode()] = readable(value.strip())
     return headers
+
+
+def header_line(name: str, value: str) -> bytes:
+    """One header as a block has it; a line end within the value stands as a blank.
+
+    Raises:
+        nats.errors.BadHeaderError: The name is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise BadHeaderError(name)
+    value = value.strip()
+    if not value.isprintable():
+        value = value.translate(_LINE_ENDS)
+    return f"{name}: {value}\r\n".encode()
+
+
+def header_block(*lines: bytes) -> bytes:
+    """A message's header block of such lines, each of one header or of several."""
+    return b"".join((VERSION, CRLF, *lines, CRLF))
 
 
 class WireParser(Parser):

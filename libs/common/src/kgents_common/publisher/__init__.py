@@ -4,14 +4,12 @@
 `Spool` behind a `Publisher`; `stored_ids` tells what a stream already holds.
 """
 
+from kgents_common.publisher.acknowledgement import Ack, AlreadyThereError
 from kgents_common.publisher.agent import AgentPublisher, Event
 from kgents_common.publisher.message_id import MIN_SECRET_BYTES, MessageIds
 from kgents_common.publisher.pipeline import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
-    MAX_HEADER_BYTES,
     MESSAGE_ID,
-    Ack,
-    AlreadyThereError,
     Message,
     Publisher,
 )
@@ -22,7 +20,6 @@ from kgents_common.publisher.stored import CLOCK_SKEW, SURELY_REMEMBERED, stored
 __all__ = [
     "CLOCK_SKEW",
     "EXPECTED_LAST_SUBJECT_SEQUENCE",
-    "MAX_HEADER_BYTES",
     "MESSAGE_ID",
     "MIN_SECRET_BYTES",
     "SURELY_REMEMBERED",

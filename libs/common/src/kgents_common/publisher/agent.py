@@ -22,8 +22,9 @@ from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.envelope import STRUCTURED, Envelope
 from kgents_common.errors import KgentsError
+from kgents_common.publisher.acknowledgement import Ack
 from kgents_common.publisher.message_id import MessageIds
-from kgents_common.publisher.pipeline import Ack, Message, Publisher
+from kgents_common.publisher.pipeline import Message, Publisher
 from kgents_common.publisher.spool import Spool, Spooled
 from kgents_common.publisher.spooling import Outcome, PublishesAll, SpoolingPublisher
 from kgents_common.resilience import CircuitBreaker

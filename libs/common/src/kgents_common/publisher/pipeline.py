@@ -9,48 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Self
 
 import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import BadHeaderError, MaxPayloadError
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 
-from kgents_common.connection import Connection
+from kgents_common.connection import Connection, header_block, header_line
 from kgents_common.envelope import Envelope
 from kgents_common.errors import KgentsError, NotDurableError, PermanentError, TransientError
+from kgents_common.publisher.acknowledgement import Ack, AlreadyThereError, read
 from kgents_common.publisher.message_id import MessageIds
 from kgents_common.resilience import CircuitBreaker
 
 MESSAGE_ID = "Nats-Msg-Id"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
-# JetStream's err_code for "wrong last sequence" (nats-server server/errors.json).
-WRONG_LAST_SEQUENCE = 10071
-# Those for a message, or its headers (64 KiB), larger than the stream ever takes.
-TOO_LARGE = (10054, 10097)
-# Headers are cut off from the 1 MiB a server takes for headers and payload together; a client that sends
-# more is closed by the server for good.
-MAX_HEADER_BYTES = 64 * 1024
 SWEEP_SECONDS = 0.1
-
-
-class AlreadyThereError(PermanentError):
-    """The subject already holds a message although none was expected."""
-
-
-class Ack(msgspec.Struct, frozen=True, gc=False):
-    """JetStream's word that a message is stored.
-
-    Attributes:
-        duplicate: The stream already held this `Nats-Msg-Id`; `seq` is the first one's.
-    """
-
-    stream: str
-    seq: int
-    duplicate: bool
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -65,22 +43,6 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     def of(cls, event: Envelope, headers: Mapping[str, str], ids: MessageIds) -> Self:
         """An event of AGENTESE under an id that only its publisher can make."""
         return cls(event.subject, event.body, ids.of(event), headers)
-
-
-class _Reply(msgspec.Struct):
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: _Error | None = None
-
-
-class _Error(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-_REPLY = msgspec.json.Decoder(_Reply)
 
 
 class Publisher:
@@ -109,6 +71,7 @@ class Publisher:
         self._pending: dict[str, tuple[asyncio.Future[Ack], float, bool]] = {}
         self._sent = 0
         self._inbox = ""
+        self._loop: asyncio.AbstractEventLoop
         self._subscription: Subscription | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._subscribing = asyncio.Lock()
@@ -163,14 +126,18 @@ class Publisher:
         After one that could not be sent for a while, the rest are not tried: they would meet the same.
         """
         if len(messages) == 1:
+            one = messages[0]
             try:
-                return [await (await self._send_message(messages[0]))]
+                return [await (await self._send(one, _lines(one.headers)))]
             except KgentsError as error:
                 return [error]
         sent: list[asyncio.Future[Ack] | KgentsError] = []
+        headers, lines = None, b""
         for message in messages:
             try:
-                sent.append(await self._send_message(message))
+                if message.headers is not headers:  # the messages of a batch have theirs in common
+                    headers, lines = message.headers, _lines(message.headers)
+                sent.append(await self._send(message, lines))
             except PermanentError as error:
                 sent.append(error)
             except TransientError as error:
@@ -185,11 +152,6 @@ class Publisher:
                 raise outcome
             outcomes.append(outcome)
         return outcomes
-
-    def _send_message(self, message: Message) -> Awaitable[asyncio.Future[Ack]]:
-        return self.send(
-            message.subject, message.body, message_id=message.message_id, headers=message.headers
-        )
 
     async def send(
         self,
@@ -206,9 +168,14 @@ class Publisher:
         Raises:
             NotDurableError: It could not be sent at all.
         """
+        headers = headers or {}
+        return await self._send(Message(subject, payload, message_id, headers), _lines(headers))
+
+    async def _send(self, message: Message, lines: bytes) -> asyncio.Future[Ack]:
+        """Send a message whose headers are these lines, as far as the circuit lets it."""
         is_probe = self.breaker.admit()
         try:
-            return await self._send(subject, payload, message_id, headers, is_probe)
+            return await self._put(message, lines, is_probe)
         except asyncio.CancelledError:
             self.breaker.release(is_probe)
             raise
@@ -219,31 +186,25 @@ class Publisher:
             self.breaker.release(is_probe)
             raise
 
-    async def _send(
-        self, subject: str, payload: bytes, message_id: str, headers: Mapping[str, str] | None, is_probe: bool
-    ) -> asyncio.Future[Ack]:
+    async def _put(self, message: Message, lines: bytes, is_probe: bool) -> asyncio.Future[Ack]:
         client = self._connection.client
         if self._subscription is None:
             await self._subscribe()
         if len(self._pending) >= self._max_in_flight:
             raise NotDurableError("nats: too many messages await their acknowledgement")
-        all_headers = {**headers, MESSAGE_ID: message_id} if headers else {MESSAGE_ID: message_id}
-        if len(payload) > client.max_payload - MAX_HEADER_BYTES:  # else there is room for any headers of ours
-            size = len(payload) + sum(len(k) + len(v) + 4 for k, v in all_headers.items()) + 12
-            if size > client.max_payload:
-                raise PermanentError(
-                    f"headers and payload are {size} bytes; the server takes {client.max_payload}"
-                )
         self._sent += 1
         token = str(self._sent)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Ack] = loop.create_future()
-        self._pending[token] = (future, loop.time() + self._timeout, is_probe)
+        future: asyncio.Future[Ack] = self._loop.create_future()
+        self._pending[token] = (future, self._loop.time() + self._timeout, is_probe)
         try:
-            await client.publish(subject, payload, reply=self._inbox + token, headers=all_headers)
+            # Of a name given twice the server reads the first.
+            headers = header_block(header_line(MESSAGE_ID, message.message_id), lines)
+            await client.publish_verbatim(message.subject, self._inbox + token, headers, message.body)
         except MaxPayloadError as error:
             self._pending.pop(token, None)
-            raise PermanentError(f"headers and payload are more than {client.max_payload} bytes") from error
+            raise PermanentError(
+                f"headers and payload are more than the {client.max_payload} bytes that the server takes"
+            ) from error
         except (NatsError, OSError, ValueError) as error:
             self._pending.pop(token, None)
             raise NotDurableError(f"nats: {type(error).__name__}") from error
@@ -256,6 +217,8 @@ class Publisher:
         async with self._subscribing:
             if self._subscription is None:
                 client = self._connection.client
+                # Once, as CPython 3.11 asks the kernel each time.
+                self._loop = asyncio.get_running_loop()
                 inbox = client.new_inbox() + "."
                 try:
                     self._subscription = await client.subscribe(
@@ -268,7 +231,7 @@ class Publisher:
     async def _answered(self, message: Msg) -> None:
         entry = self._pending.pop(message.subject.rpartition(".")[2], None)
         if entry is not None:
-            self._settle(entry, _read(message.data))
+            self._settle(entry, read(message.data))
 
     def _settle(self, entry: tuple[asyncio.Future[Ack], float, bool], outcome: Ack | KgentsError) -> None:
         """Tell the circuit, and whoever still waits."""
@@ -302,18 +265,13 @@ class Publisher:
                 )
 
 
-def _read(data: bytes) -> Ack | KgentsError:
-    """What JetStream said."""
-    if not data:  # a bare 503 status: nobody listens on this subject
-        return NotDurableError("nats: no stream takes this subject")
+def _lines(headers: Mapping[str, str]) -> bytes:
+    """The headers as lines of a block.
+
+    Raises:
+        PermanentError: They can never be sent.
+    """
     try:
-        reply = _REPLY.decode(data)
-    except msgspec.DecodeError:
-        return NotDurableError("nats: an acknowledgement could not be read", may_be_stored=True)
-    if reply.error is None:
-        return Ack(reply.stream, reply.seq, reply.duplicate)
-    if reply.error.err_code == WRONG_LAST_SEQUENCE:
-        return AlreadyThereError("the subject already holds a message")
-    if reply.error.err_code in TOO_LARGE:
-        return PermanentError(f"jetstream: {reply.error.description} ({reply.error.err_code})")
-    return NotDurableError(f"jetstream: {reply.error.description} ({reply.error.err_code})")
+        return b"".join(header_line(name, value) for name, value in headers.items())
+    except (BadHeaderError, UnicodeEncodeError) as error:
+        raise PermanentError(f"nats: these headers cannot be sent: {error}") from error

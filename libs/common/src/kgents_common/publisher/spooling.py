@@ -20,7 +20,8 @@ from kgents_common import subjects
 from kgents_common.clock import Clock
 from kgents_common.connection import Connection
 from kgents_common.errors import KgentsError, PermanentError, TransientError
-from kgents_common.publisher.pipeline import Ack, Message, Publisher
+from kgents_common.publisher.acknowledgement import Ack
+from kgents_common.publisher.pipeline import Message, Publisher
 from kgents_common.publisher.spool import Spool, Spooled
 from kgents_common.publisher.spool_file import Kept, Waiting
 from kgents_common.publisher.stored import CLOCK_SKEW, SURELY_REMEMBERED, stored_ids
