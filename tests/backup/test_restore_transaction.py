@@ -32,6 +32,7 @@ from kgents_backup.model.faults import (
     RestoringError,
     UnrecoverableError,
 )
+from kgents_backup.model.keys import Line
 from kgents_backup.model.plan import Until
 from kgents_backup.operations import archiving
 from kgents_backup.operations.archiving import Archiver
@@ -283,6 +284,31 @@ async def test_what_was_taken_back_can_be_lost_again(
     assert info.config["subjects"] == ["agentese.>"]
     assert info.config["max_age"] == 30 * 86400 * 10**9
     assert await is_taken(client)
+
+
+async def test_a_line_of_the_same_messages_is_not_noted(each_client: VerbatimClient, vault: Vault) -> None:
+    """Rule: a stream that was taken back is archived anew on a line of its own; a plan tells of another
+    only where that may hold something which is wanted and left out."""
+    await half_archived(each_client, vault)
+    with pytest.raises(Killed):
+        await restoration(each_client, vault, crash="restore.deleted").bring_back(REPLACE)
+    await restoration(each_client, vault).undo(STREAM)
+    between = CLOCK.now()
+    await archive(each_client, vault)
+    old, new = (await vault.catalogue(STREAM)).lines
+    bounded = (Until(sequence=100), Until(sequence=300), Until(time=between))
+
+    async def notes(until: Until, line: Line | None = None) -> tuple[str, ...]:
+        return (await prepare(vault, STREAM, until, line=line)).notes
+
+    assert [await notes(Until(), line) for line in (None, old, new)] == [(), (), ()]
+    assert [await notes(until) for until in bounded] == [(), (), ()]
+    await fill(each_client, 10, start=5000)
+    await archive(each_client, vault)
+    assert [await notes(until) for until in bounded] == [(), (), ()]
+    assert (await notes(Until(), old)) == (
+        f"line {new} may hold other messages, up to sequence 410: not restored",
+    )
 
 
 async def test_on_every_server_it_goes_on_and_can_be_taken_back_after_the_stream_was_deleted(

@@ -152,6 +152,20 @@ async def maximal_lines(
     return kept or filled[-1:]
 
 
+async def holds_end_of(vault: Vault, whole: LineFiles, part: LineFiles, record: LineRecord | None) -> bool:
+    """Whether a line holds what another one ends with: it is that one's history, and may go on from there.
+
+    Args:
+        record: How `whole` began.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    if part.head is None:
+        return True
+    return await _contains(vault, whole, part, await _ancestors(vault, whole, record))
+
+
 async def _ancestors(vault: Vault, files: LineFiles, record: LineRecord | None) -> Sequence[Ancestor]:
     """Where a line comes from, as its beginning or its newest snapshot says."""
     if record is None and files.snapshots:

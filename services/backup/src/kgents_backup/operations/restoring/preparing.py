@@ -24,6 +24,7 @@ from kgents_backup.operations.restoring.histories import (
     Appended,
     ancestors_of,
     first_missing,
+    holds_end_of,
     in_order,
     maximal_lines,
     records_of,
@@ -148,7 +149,14 @@ async def _choose(
             elif known_files.snapshots:
                 opened[known] = known_files.snapshots[0].taken_at
         files = choose_line(catalogue, until, opened)
-    return files, [other for other in maximal if other.line != files.line]
+    others: list[LineFiles] = []
+    for other in maximal:
+        if other.line == files.line or await holds_end_of(vault, files, other, records.get(files.line)):
+            continue
+        # Where it goes on from the wanted one, what it holds besides is later than what is wanted.
+        if until == Until() or not await holds_end_of(vault, other, files, records.get(other.line)):
+            others.append(other)
+    return files, others
 
 
 async def _appended(
@@ -159,7 +167,7 @@ async def _appended(
     for other in others:
         reach = other.head[0] if other.head else 0
         if not is_wanted:
-            notes.append(f"line {other.line} holds other messages, up to sequence {reach}: not restored")
+            notes.append(f"line {other.line} may hold other messages, up to sequence {reach}: not restored")
             continue
         chain = in_order(other)
         lacking = await first_missing(vault, chain) if chain else 1
