@@ -149,6 +149,33 @@ async def test_a_steady_trickle_is_never_delivered_twice(nats_url: str, connect:
     assert set(deliveries) == {1}
 
 
+async def test_a_stop_gives_back_what_was_fetched(
+    nats_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: a stop leaves nothing to wait for `ack_wait`: the next worker has it at once."""
+    monkeypatch.setattr(
+        broker_module, "COLLECT_SECONDS", HANGS_AFTER_SECONDS
+    )  # a batch that is not whole yet
+    connection, watchdog, broker = await started(nats_url, connect, Handled())
+    info = await connection.jetstream().consumer_info("AGENTESE", "metering")
+    info.config.ack_wait = 10 * HANGS_AFTER_SECONDS
+    await connection.jetstream().add_consumer("AGENTESE", info.config)
+    await publish(connection, 0, 10)
+    async with asyncio.timeout(HANGS_AFTER_SECONDS):
+        while (await connection.jetstream().consumer_info("AGENTESE", "metering")).num_ack_pending == 0:
+            await asyncio.sleep(0.05)
+    await broker.stop()
+    monkeypatch.undo()
+    handled = Handled()
+    after = Broker(settings_for(nats_url), name="next", on_closed=lambda: None)
+    after.subscribe(streams.METERING, handled, batch_size=50)
+    await after.start()
+    await handled.wait_for(10)
+    await after.stop()
+    await watchdog.stop()
+    assert sorted(map(int, handled.bodies)) == list(range(10))
+
+
 async def test_a_batch_has_a_bound_in_bytes(
     nats_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

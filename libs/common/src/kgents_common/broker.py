@@ -40,6 +40,8 @@ BatchHandler = Callable[[list[Msg]], Awaitable[None]]
 COLLECT_SECONDS = 0.05
 # How long one request waits for a message; a consumer that was deleted meanwhile is noticed after it.
 LINGER = timedelta(seconds=2)
+# How long a stop waits for the answer to a request of what is there: it is on its way.
+LAST_ANSWER_SECONDS = 1.0
 # How long after a request that could not be answered the next is sent.
 PAUSE_SECONDS = 0.2
 # What one batch may hold; never less than two of the largest messages a server takes.
@@ -224,6 +226,8 @@ class _Fetching:
         self._make = functools.partial(Pull, client, stream, consumer)
         self._pull = self._make()
         self._is_over = False
+        self._fetched: list[Msg] = []
+        self._is_prompt = False
         self._now = asyncio.get_running_loop().time
         self._turned_at = self._now()
 
@@ -249,7 +253,7 @@ class _Fetching:
         Raises:
             nats.errors.TimeoutError: There is none, or JetStream did not answer.
         """
-        found: list[Msg] = []
+        found = self._fetched = []
         is_answered = False
         try:
             await self._request(found, batch, None)
@@ -270,15 +274,22 @@ class _Fetching:
             if not is_answered:
                 await asyncio.sleep(PAUSE_SECONDS)
             raise NatsTimeoutError
+        self._fetched = []
         return found
 
     async def unsubscribe(self) -> None:
-        """End; what was not handed on is given back."""
+        """End; what was not handed on is given back: else it would wait for `ack_wait`."""
         self._is_over = True
-        await _give_back([message for message, _ in self._pull.take()])
+        if self._is_prompt:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_ANSWER_SECONDS):
+                    await self._pull.whole()
+        # FastStream cancels a fetch that lasts, and never hears what it had.
+        await _give_back([*self._fetched, *(message for message, _ in self._pull.take())])
         await self._pull.stop()
 
     async def _request(self, found: list[Msg], batch: int, expires: timedelta | None) -> None:
+        self._is_prompt = expires is None
         await self._pull.ask(batch, expires=expires, max_bytes=max(BATCH_BYTES, 2 * self._client.max_payload))
         await self._pull.whole()
         found += [message for message, _ in self._pull.take(batch)]
