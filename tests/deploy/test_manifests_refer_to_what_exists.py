@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings
 
 from kgents_api.settings import AgentsSettings, ApiSettings
@@ -279,22 +280,46 @@ def test_every_variable_of_ours_is_read_by_its_service_and_every_needed_one_is_g
     assert seen == {ServiceSettings, AgentsSettings, *SETTINGS.values()}
 
 
+def values(objects: tuple[Object, ...], workload: Workload, container: Mapping[str, Any]) -> dict[str, Any]:
+    """What a container's variables are; what comes from a Secret is a stand-in."""
+    told: dict[str, Any] = {}
+    for variable in container.get("env", ()):
+        reference = variable.get("valueFrom", {}).get("configMapKeyRef")
+        if reference and config_keys(objects, reference["name"], workload.namespace):
+            config = find(objects, "ConfigMap", reference["name"], workload.namespace)["data"]
+            told[variable["name"]] = config[reference["key"]]
+        elif "value" in variable or "secretKeyRef" in variable.get("valueFrom", {}):
+            told[variable["name"]] = variable.get("value", A_SECRET)
+    for source in container.get("envFrom", ()):
+        told |= find(objects, "ConfigMap", source["configMapRef"]["name"], workload.namespace)["data"]
+    return told
+
+
+@PER_OVERLAY
+def test_a_container_of_ours_has_the_files_that_it_reads_and_no_others(name: str) -> None:
+    """Every Secret or ConfigMap in it is named by a variable; no role of metering has another's file."""
+    objects = overlay(name)
+    for workload, container, settings in ours(objects):
+        told = values(objects, workload, container)
+        sources = {v["name"]: {"secret", "configMap"} & set(v) for v in workload.pod.get("volumes", ())}
+        for mount in container.get("volumeMounts", ()):
+            if sources.get(mount["name"]):
+                below = [n for n, v in told.items() if str(v).startswith(f"{mount['mountPath']}/")]
+                assert below, (workload.name, mount["name"])
+        if settings is MeteringSettings:
+            del told["NATS_CA_FILE"], told["KGENTS_CERTIFICATE_FILES"]  # not on this machine
+            for file in {"KGENTS_KEYRING_FILE", "KGENTS_METERS_FILE"} & set(told):
+                with pytest.raises(ValidationError, match=file):
+                    settings.model_validate({n: v for n, v in told.items() if n != file})
+
+
 @PER_OVERLAY
 def test_every_value_that_is_written_down_is_one_its_service_takes(name: str, tmp_path: Path) -> None:
     """The settings are read as the service reads them; what comes from a Secret is a stand-in."""
     (tmp_path / "ca.crt").write_bytes(Authority().certificate)
     objects = overlay(name)
     for workload, container, settings in ours(objects):
-        told: dict[str, Any] = {}
-        for variable in container.get("env", ()):
-            reference = variable.get("valueFrom", {}).get("configMapKeyRef")
-            if reference and config_keys(objects, reference["name"], workload.namespace):
-                config = find(objects, "ConfigMap", reference["name"], workload.namespace)["data"]
-                told[variable["name"]] = config[reference["key"]]
-            elif "value" in variable or "secretKeyRef" in variable.get("valueFrom", {}):
-                told[variable["name"]] = variable.get("value", A_SECRET)
-        for source in container.get("envFrom", ()):
-            told |= find(objects, "ConfigMap", source["configMapRef"]["name"], workload.namespace)["data"]
+        told = values(objects, workload, container)
         told["NATS_CA_FILE"] = told["KGENTS_CERTIFICATE_FILES"] = str(
             tmp_path / "ca.crt"
         )  # as its pod has it
