@@ -13,32 +13,7 @@ CONTROLS = ("burst", "smoke", "break", "mend", "operate")
 
 def main() -> int:
     """Run one command; 130 after Ctrl-C, with everything it started stopped."""
-    parser = argparse.ArgumentParser(prog="kgents-devstack", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    up = commands.add_parser("up", help="keep the stack running and show what flows")
-    dashboard = commands.add_parser(
-        "dashboard", help="the same, with a little traffic, and its page opened in a browser"
-    )
-    for command in (up, dashboard):
-        command.add_argument("--fresh", action="store_true", help="forget what an earlier run left")
-        command.add_argument(
-            "--directory", type=Path, help="keep files here instead of .kgents/up, from one run to the next"
-        )
-    up.add_argument("--service", help="restart this service when its source changes")
-    servers = commands.add_parser("servers", help="servers, stand-ins and streams; services run elsewhere")
-    servers.add_argument("--without", help="run the services too, all but this one")
-    service = commands.add_parser("service", help="one service beside `servers`, in this process's place")
-    service.add_argument("name")
-    for command in (servers, service):
-        command.add_argument("--directory", type=Path, help="files of both (default: .kgents/apart)")
-    _add_controls(commands)
-    demo = commands.add_parser("demo", help="run the main job and compare all numbers")
-    demo.add_argument("--seed", type=int, default=1)
-    demo.add_argument("--directory", type=Path, help="keep files here instead of a temporary directory")
-    bench = commands.add_parser("bench", help="measure against bare floors")
-    bench.add_argument("only", nargs="*", help="names of benchmarks; all but soak where none is")
-    commands.add_parser("documents", help="write the documents that are made from code")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _unwind)
     try:
@@ -73,6 +48,36 @@ def main() -> int:
         return run_bench(arguments.only)
     except KeyboardInterrupt:
         return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Its commands and their options."""
+    parser = argparse.ArgumentParser(prog="kgents-devstack", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    up = commands.add_parser("up", help="keep the stack running and show what flows")
+    dashboard = commands.add_parser(
+        "dashboard", help="the same, with a little traffic, and its page opened in a browser"
+    )
+    for command in (up, dashboard):
+        command.add_argument("--fresh", action="store_true", help="forget what an earlier run left")
+        command.add_argument(
+            "--directory", type=Path, help="keep files here instead of .kgents/up, from one run to the next"
+        )
+    up.add_argument("--service", help="restart this service when its source changes")
+    servers = commands.add_parser("servers", help="servers, stand-ins and streams; services run elsewhere")
+    servers.add_argument("--without", help="run the services too, all but this one")
+    service = commands.add_parser("service", help="one service beside `servers`, in this process's place")
+    service.add_argument("name")
+    for command in (servers, service):
+        command.add_argument("--directory", type=Path, help="files of both (default: .kgents/apart)")
+    _add_controls(commands)
+    demo = commands.add_parser("demo", help="run the main job and compare all numbers")
+    demo.add_argument("--seed", type=int, default=1)
+    demo.add_argument("--directory", type=Path, help="keep files here instead of a temporary directory")
+    bench = commands.add_parser("bench", help="measure against bare floors")
+    bench.add_argument("only", nargs="*", help="names of benchmarks; all but soak where none is")
+    commands.add_parser("documents", help="write the documents that are made from code")
+    return parser
 
 
 def _add_controls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
