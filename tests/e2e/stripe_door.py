@@ -28,13 +28,14 @@ def deliver(system: System, bodies: Iterable[bytes], chaos: Chaos | None = None)
     Sender(f"{system.stack.service('api').url}/webhooks/stripe", SECRET).deliver(bodies, chaos)
 
 
-def emptied(system: System, **environment: str) -> System:
+def emptied(system: System, *, is_away: bool = False, **environment: str) -> System:
     """A system as it was before anything happened on it, for a test that follows others.
 
     Its door goes on. Billing does too, unless it is told something else now, or the test before left it with
     work: what it has in hand would be of that test.
 
     Args:
+        is_away: Billing does not run, until somebody starts it.
         environment: What billing is told beyond the stack's own.
     """
     stack = system.stack
@@ -42,7 +43,7 @@ def emptied(system: System, **environment: str) -> System:
     wanted = stack.make_service("billing", label="-told", **environment).environment
     stack.nats.start()
     stack.valkey.start()
-    if billing.is_running and (billing.environment != wanted or not asyncio.run(_has_no_work(system))):
+    if is_away or billing.environment != wanted or not asyncio.run(_has_no_work(system)):
         billing.kill()
     billing.environment = dict(wanted)
     asyncio.run(_purge(stack.nats.url))
@@ -54,7 +55,8 @@ def emptied(system: System, **environment: str) -> System:
         ).fetchone()
         connection.execute(sql.SQL("truncate {}").format(sql.SQL(found[0] if found else "")))
     redis.Redis.from_url(stack.redis_url).flushall()
-    billing.start()
+    if not is_away:
+        billing.start()
     return system
 
 
@@ -71,6 +73,17 @@ async def _purge(url: str) -> None:
     client = await nats.connect(url)
     await client.jetstream().purge_stream("EVENTS")
     await client.close()
+
+
+def listed_since(system: System, second: int) -> None:
+    """The next look at Stripe's events begins then. Billing is away: one that runs goes on from its own."""
+    assert not system.stack.service("billing").is_running
+    with psycopg.connect(system.stack.database_url) as connection:
+        connection.execute(
+            "insert into billing.cursor (name, second) values ('events', %s)"
+            " on conflict (name) do update set second = excluded.second",
+            [second],
+        )
 
 
 ENDED = "select (select count(*) from billing.applied) + (select count(*) from billing.quarantine)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ from tests.billing.lives import START, Life, Told, random_life
 from kgents_devstack.stripe import Chaos, StripeStandIn
 
 from .conftest import System, restarted, wait_for
-from .stripe_door import ENVIRONMENT, SERVICES, check_exact, deliver, settle, told
+from .stripe_door import check_exact, deliver, emptied, listed_since, settle, told
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def stripe() -> Iterator[StripeStandIn]:
 
 
 @pytest.fixture
-def billing(make_system: Callable[..., System], stripe: StripeStandIn) -> System:
-    """The door and billing, which may ask Stripe, and polls every second all of the last years."""
+def begin(lasting_billing: System, stripe: StripeStandIn) -> Callable[..., System]:
+    """Begins with the door and billing, which may ask Stripe, and polls every second."""
     asking = {
         "STRIPE_API_KEY": stripe.key,
         "STRIPE_API_BASE": stripe.url,
@@ -33,14 +34,18 @@ def billing(make_system: Callable[..., System], stripe: StripeStandIn) -> System
         "KGENTS_STRIPE_POLL_FIRST_DAYS": "30",
         "KGENTS_STRIPE_SURVEY_SECONDS": "2",
     }
-    return make_system(services=SERVICES, environment={**ENVIRONMENT, "billing": asking})
+    return functools.partial(emptied, lasting_billing, **asking)
 
 
-def polled_last_at(system: System, second: int) -> None:
-    """Begin again as a billing that was away since then."""
-    system.stack.service("billing").kill()
-    with psycopg.connect(system.stack.database_url) as connection:
-        connection.execute("update billing.cursor set second = %s where name = 'events'", [second])
+@pytest.fixture
+def billing(begin: Callable[..., System]) -> System:
+    """Both of them, at work."""
+    return begin()
+
+
+def back(system: System, *, polled_last_at: int) -> None:
+    """Billing comes back, which was away since then."""
+    listed_since(system, polled_last_at)
     restarted(system, "billing")
 
 
@@ -51,12 +56,15 @@ def tell(stripe: StripeStandIn, events: list[Told]) -> list[bytes]:
     return [one.body for one in events]
 
 
-def test_undelivered_webhooks_are_recovered_whole(billing: System, stripe: StripeStandIn) -> None:
+def test_undelivered_webhooks_are_recovered_whole(
+    begin: Callable[..., System], stripe: StripeStandIn
+) -> None:
     """Rule: an hour without webhooks is made up by the poll: every fact, once, also those that come late."""
+    billing = begin(is_away=True)
     roll = random.Random(1)
     lives = [random_life(roll, same_second=0.0, longest=6) for _ in range(15)]
     bodies = [body for life in lives for body in tell(stripe, life.told)]
-    polled_last_at(billing, START)
+    back(billing, polled_last_at=START)
     settle(billing, len(bodies))
     check_exact(billing, *(life.told for life in lives))
     deliver(billing, bodies, Chaos(duplicate=0.3, shuffle=True))
@@ -64,13 +72,14 @@ def test_undelivered_webhooks_are_recovered_whole(billing: System, stripe: Strip
     check_exact(billing, *(life.told for life in lives))
 
 
-def test_what_chaos_drops_comes_by_the_poll(billing: System, stripe: StripeStandIn) -> None:
+def test_what_chaos_drops_comes_by_the_poll(begin: Callable[..., System], stripe: StripeStandIn) -> None:
     """Rule: duplicates, any order and a third never delivered: the same facts."""
+    billing = begin(is_away=True)
     roll = random.Random(2)
     lives = [random_life(roll, same_second=0.0, longest=6) for _ in range(15)]
     bodies = [body for life in lives for body in tell(stripe, life.told)]
     deliver(billing, bodies, Chaos(duplicate=0.2, drop=0.34, shuffle=True))
-    polled_last_at(billing, START)
+    back(billing, polled_last_at=START)
     settle(billing, len(bodies))
     check_exact(billing, *(life.told for life in lives))
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+import contextlib
+import io
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 from tests.billing.lives import START, Life, snapshot
 
+from kgents_billing.handlers.commands import run_command
 from kgents_devstack.stripe import StripeStandIn
 
 from .conftest import System, wait_for
-from .stripe_door import ENVIRONMENT, SERVICES, check_exact, deliver, settle, told
+from .stripe_door import check_exact, deliver, emptied, settle, told
 
 
 @pytest.fixture
@@ -25,17 +25,13 @@ def stripe() -> Iterator[StripeStandIn]:
 
 
 def billing_command(system: System, *arguments: str) -> str:
-    """Run a command as an operator does; what it says."""
-    environment = {**os.environ, **system.stack.service("billing").environment}
-    ended = subprocess.run(
-        [sys.executable, "-m", "kgents_billing", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    """Run a command with the worker's settings, in this process; what it says."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        for name, value in system.stack.service("billing").environment.items():
+            patch.setenv(name, value)
+        assert run_command(list(arguments)) == 0
+    return said.getvalue()
 
 
 def forget_facts(system: System) -> None:
@@ -44,9 +40,9 @@ def forget_facts(system: System) -> None:
         connection.execute("truncate billing.fact, billing.subscription")
 
 
-def test_a_tenants_events_are_handled_again_from_the_stream(make_system: Callable[..., System]) -> None:
+def test_a_tenants_events_are_handled_again_from_the_stream(lasting_billing: System) -> None:
     """Rule: only the chosen tenant's or customer's; a dry run handles none; each fact is on the bus once."""
-    system = make_system(services=SERVICES, environment=ENVIRONMENT)
+    system = emptied(lasting_billing)
     mine = Life().wait(5).become("active").wait(5).end()
     theirs = Life(tenant="globex").wait(5).become("active")
     deliver(system, [one.body for life in (mine, theirs) for one in life.told])
@@ -67,9 +63,7 @@ def test_a_tenants_events_are_handled_again_from_the_stream(make_system: Callabl
     check_exact(system, mine.told, theirs.told)
 
 
-def test_a_tenants_events_are_brought_from_stripe(
-    make_system: Callable[..., System], stripe: StripeStandIn
-) -> None:
+def test_a_tenants_events_are_brought_from_stripe(lasting_billing: System, stripe: StripeStandIn) -> None:
     """Rule: from Stripe's list, only what is chosen and missing is stored, and the worker tells it."""
     asking = {
         "STRIPE_API_KEY": stripe.key,
@@ -77,7 +71,7 @@ def test_a_tenants_events_are_brought_from_stripe(
         "KGENTS_STRIPE_POLL_SECONDS": "3600",
         "KGENTS_STRIPE_SURVEY_SECONDS": "86400",
     }
-    system = make_system(services=SERVICES, environment={**ENVIRONMENT, "billing": asking})
+    system = emptied(lasting_billing, **asking)
     wait_for(lambda: "/v1/events" in stripe.requests)
     wait_for(lambda: "/v1/subscriptions" in stripe.requests)
     mine, theirs = Life(at=START), Life(at=START, tenant="globex")
@@ -94,9 +88,9 @@ def test_a_tenants_events_are_brought_from_stripe(
     assert "2 events at Stripe, 0 were missing" in billing_command(system, *chosen)
 
 
-def test_dead_letters_are_handled_again(make_system: Callable[..., System]) -> None:
+def test_dead_letters_are_handled_again(lasting_billing: System) -> None:
     """Rule: what was set aside is chosen in the same way; a letter that cannot be handled stays open."""
-    system = make_system(services=SERVICES, environment=ENVIRONMENT)
+    system = emptied(lasting_billing)
     life = Life().wait(5).become("active")
     thing = {"id": "sub_bad", "object": "subscription", "metadata": {"tenant_id": "globex"}}
     broken = snapshot("customer.subscription.updated", thing, second=START)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 
 import psycopg
@@ -10,8 +10,8 @@ import pytest
 
 from kgents_devstack.stripe import Chaos, Sender, StripeStandIn, objects
 
-from .conftest import System, wait_for
-from .stripe_door import ENVIRONMENT, SECRET, SERVICES, check_exact, settle, waiting
+from .conftest import System, restarted, wait_for
+from .stripe_door import SECRET, check_exact, emptied, listed_since, settle, waiting
 
 CHAOS = Chaos(
     duplicate=0.2,
@@ -31,7 +31,7 @@ def stripe() -> Iterator[StripeStandIn]:
 
 
 @pytest.fixture
-def billing(make_system: Callable[..., System], stripe: StripeStandIn) -> System:
+def billing(lasting_billing: System, stripe: StripeStandIn) -> System:
     """The door and billing, which may ask Stripe, and polls every second."""
     asking = {
         "STRIPE_API_KEY": stripe.key,
@@ -40,7 +40,7 @@ def billing(make_system: Callable[..., System], stripe: StripeStandIn) -> System
         "KGENTS_STRIPE_POLL_SECONDS": "1",
         "KGENTS_STRIPE_POLL_FIRST_DAYS": "30",
     }
-    return make_system(services=SERVICES, environment={**ENVIRONMENT, "billing": asking})
+    return emptied(lasting_billing, **asking)
 
 
 def sender(system: System) -> Sender:
@@ -55,16 +55,6 @@ def statuses(system: System) -> dict[str, tuple[str, bool]]:
     return {name: (status, needs) for name, status, needs in rows}
 
 
-def listed_since(system: System, second: int) -> None:
-    """The next look at Stripe's events begins then."""
-    with psycopg.connect(system.stack.database_url) as connection:
-        connection.execute(
-            "insert into billing.cursor (name, second) values ('events', %s)"
-            " on conflict (name) do update set second = excluded.second",
-            [second],
-        )
-
-
 def test_random_lives_with_money_badly_delivered(billing: System, stripe: StripeStandIn) -> None:
     """Rule: paid, failed, refunded, disputed, renewed, ended, in any order: each fact once."""
     lives = stripe.live(25)
@@ -72,7 +62,9 @@ def test_random_lives_with_money_badly_delivered(billing: System, stripe: Stripe
     door = sender(billing)
     sent = stripe.deliver(door)
     assert len(door.log) == sent != distinct
+    billing.stack.service("billing").stop()
     listed_since(billing, objects.START)
+    restarted(billing, "billing")
     settle(billing, distinct)
     wait_for(lambda: waiting(billing) == 0, state=lambda: f"{waiting(billing)} without a tenant")
     settle(billing, distinct)
