@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from nats.aio.msg import Msg
 from tests.backup.streams import STREAM, delete, fill, make_stream, read_all
 
-from kgents_backup.cancelling import cancelled
 from kgents_backup.model import lines, segment
 from kgents_backup.model.catalogue import Catalogue, LineFiles
 from kgents_backup.model.faults import CorruptError, StoreError
@@ -29,6 +28,7 @@ from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.messages import MessageReader
 from kgents_backup.sources.stream import stream_info
 from kgents_backup.sources.verbatim import VerbatimClient, connected
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import SystemClock
 from kgents_common.pull import Delivered, Forward
 from kgents_devstack.servers import NatsServer

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from tests.backup.conftest import open_s3
 
-from kgents_backup.cancelling import cancelled
 from kgents_backup.model.faults import CorruptError, LockedError, StoreError
 from kgents_backup.model.ports import Store
 from kgents_backup.sinks.store import DirectoryStore, Lease, Sealer, Vault
 from kgents_backup.sinks.store.sealing import load_keys, new_key
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import SystemClock
 from kgents_common.errors import ConfigurationError
 from kgents_devstack.servers import S3Server

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,6 +57,32 @@ async def test_it_publishes_what_the_door_would(nats_url: str, connect: Connect)
     assert event["data"] == {"tokens": 42}
 
 
+async def test_a_process_that_has_just_started_waits_for_its_connection(
+    nats_url: str, connect: Connect, tmp_path: Path
+) -> None:
+    """Rule: where NATS is there, the first event is in the stream, with a spool or without."""
+    connection = await connect(nats_url)
+    await streams.ensure(connection.client, streams=SMALL)
+    for number, spool in enumerate((None, tmp_path / "spool")):
+        async with AgentPublisher(nats_url, tenant="acme", source="agents/a1", spool=spool) as agent:
+            word = await agent.publish("llm.tokens", {"tokens": 1}, event_id=f"e{number}")
+        assert word == Ack("AGENTESE", number + 1, duplicate=False)
+
+
+async def test_who_tries_again_at_once_lets_it_connect(nats_url: str, connect: Connect) -> None:
+    """Rule: an error that comes without waiting gives way to what would end it."""
+    connection = await connect(nats_url)
+    await streams.ensure(connection.client, streams=SMALL)
+    word: Ack | Spooled | None = None
+    async with AgentPublisher(nats_url, tenant="acme", source="a", timeout=timedelta(0)) as agent:
+        agent._publisher._timeout = HANGS_AFTER_SECONDS
+        ends_at = time.monotonic() + HANGS_AFTER_SECONDS
+        while word is None and time.monotonic() < ends_at:  # a timeout would never come
+            with contextlib.suppress(TransientError):
+                word = await agent.publish("llm.tokens", {"tokens": 1}, event_id="e1")
+    assert isinstance(word, Ack)
+
+
 async def test_a_wrong_event_is_told_by_its_place_and_none_is_published(
     nats_url: str, connect: Connect
 ) -> None:
@@ -71,7 +99,8 @@ async def test_a_wrong_event_is_told_by_its_place_and_none_is_published(
 async def test_without_nats_it_raises_or_spools(tmp_path: Path, own_nats: NatsServer) -> None:
     """Rule: nothing is said to be durable that is not; what was spooled is published by the next process."""
     own_nats.kill()
-    async with AgentPublisher(own_nats.url, tenant="acme", source="agents/a1") as agent:
+    at_once = timedelta(0)
+    async with AgentPublisher(own_nats.url, tenant="acme", source="agents/a1", timeout=at_once) as agent:
         with pytest.raises(TransientError):
             await agent.publish("llm.tokens", {"tokens": 1}, event_id="e1")
     spool = tmp_path / "spool"

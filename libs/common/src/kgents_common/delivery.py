@@ -15,6 +15,8 @@ from datetime import timedelta
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from kgents_common.cancelling import cancelled
+
 
 async def ack(messages: Iterable[Msg]) -> None:
     """Acknowledge what is committed. A lost ack only brings the message again; keys make that harmless."""
@@ -53,6 +55,4 @@ async def in_progress(messages: Sequence[Msg], *, ack_wait: timedelta) -> AsyncI
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await cancelled(task)

@@ -11,6 +11,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from kgents_common import delivery
+from kgents_common.cancelling import cancelled
 
 T = TypeVar("T")
 
@@ -58,9 +59,7 @@ class Hands(Generic[T]):
         """Take no more, and finish what was taken."""
         self._is_stopping = True
         await self._queue.join()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
     async def put(self, thing: T) -> None:
         """Hand one in; waits while all hands are full. After a stop it is given back at once."""

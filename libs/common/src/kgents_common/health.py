@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from kgents_common import subjects
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.connection import Connection
 from kgents_common.resilience import CircuitBreaker, CircuitState
@@ -202,10 +203,7 @@ class Heartbeat:
 
     async def stop(self) -> None:
         """Stop beating."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancelled(self._task)
 
     async def _beat(self) -> None:
         subject = subjects.heartbeat(self._health.service, self._health.instance)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
+from kgents_common.cancelling import cancelled
 from kgents_common.errors import KgentsError
 from kgents_common.retry import Patience
 
@@ -48,10 +48,7 @@ class Upkeep:
 
     async def stop(self) -> None:
         """End."""
-        for task in self._tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
 
 async def _repeat(one: Round) -> None:

@@ -8,7 +8,6 @@ pulling is begun anew.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from kgents_common import streams
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.errors import KgentsError
@@ -155,10 +155,7 @@ class Watchdog:
 
     async def stop(self) -> None:
         """Stop watching."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancelled(self._task)
 
     async def wait(self, timeout: timedelta | None = None) -> None:
         """Until the consumer was seen for the first time.

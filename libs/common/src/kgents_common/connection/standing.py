@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from nats.js import JetStreamContext
 
+from kgents_common.cancelling import cancelled
 from kgents_common.connection.client import Client, discard
 from kgents_common.connection.options import RECONNECT_WAIT_SECONDS, connect_options
 from kgents_common.errors import NotDurableError
@@ -59,6 +60,7 @@ class Connection:
         self._client = Client()
         self._connecting: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
+        self._tried = asyncio.Event()
         self._stopping = False
 
     @property
@@ -98,13 +100,14 @@ class Connection:
         """Until the first connection stands."""
         await self._up.wait()
 
+    async def wait_for_a_try(self) -> None:
+        """Until the first attempt to connect is over, however it ended."""
+        await self._tried.wait()
+
     async def stop(self) -> None:
         """Close; what was published is flushed first, within a second."""
         self._stopping = True
-        if self._connecting is not None and not self._connecting.done():
-            self._connecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._connecting
+        await cancelled(self._connecting)
         if self._client.is_connected:
             with contextlib.suppress(Exception):
                 await self._client.flush(timeout=1)
@@ -124,11 +127,13 @@ class Connection:
                 raise
             except Exception as error:  # no server yet, a wrong credential: both may heal without us
                 _log.warning("nats.connect_failed", error=type(error).__name__)
+                self._tried.set()
                 await discard(self._client)
                 await asyncio.sleep(RECONNECT_WAIT_SECONDS)
                 self._client = Client()
                 continue
             self._up.set()
+            self._tried.set()
             _log.info("nats.connected", server=str(self._client.connected_server_version))
             return
 

@@ -5,6 +5,8 @@ The credentials must be a NATS user that may publish `agentese.<tenant>.>`; the 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -64,6 +66,8 @@ class AgentPublisher:
             machine trusts.
         spool: A directory of this process's own. Where NATS cannot take an event it is kept there, synced,
             and published later; without one, `publish` raises.
+        timeout: How long an acknowledgement is waited for; also, after the start, the first connection (with
+            a spool only until the first attempt failed).
     """
 
     def __init__(
@@ -115,6 +119,9 @@ class AgentPublisher:
                 looks_up=False,  # that needs rights over the stream; the ledger counts a repeat once
             )
         )
+        self._timeout = timeout.total_seconds()
+        self._started_at = 0.0
+        self._is_first_over = False
         self._ids = MessageIds()
         self._outlet: PublishesAll = self._spooling or self._publisher
 
@@ -155,16 +162,29 @@ class AgentPublisher:
         """
         headers = {"content-type": STRUCTURED}
         inject_headers(headers)
-        return await self._outlet.publish_all(
-            [
-                Message.of(self._enveloped(event, place=f"[{i}]."), headers, self._ids)
-                for i, event in enumerate(events)
-            ]
-        )
+        messages = [
+            Message.of(self._enveloped(event, place=f"[{i}]."), headers, self._ids)
+            for i, event in enumerate(events)
+        ]
+        if not self._is_first_over:
+            await self._wait_for_the_first()
+        outcomes = await self._outlet.publish_all(messages)
+        if any(isinstance(outcome, KgentsError) for outcome in outcomes):
+            # What fails at once may be tried again at once, for ever: not even connecting would go on.
+            await asyncio.sleep(0)
+        return outcomes
 
     async def wait_until_connected(self) -> None:
-        """Until NATS answers for the first time; not needed, as publishing tells by itself."""
+        """Until NATS answers for the first time; publishing waits for that by itself, within `timeout`."""
         await self._connection.wait()
+
+    async def _wait_for_the_first(self) -> None:
+        """A process that has just started is not yet connected, though NATS is there."""
+        over = self._connection.wait_for_a_try if self._spooling else self._connection.wait
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._started_at + self._timeout):
+                await over()
+        self._is_first_over = True
 
     def _enveloped(self, event: Event, place: str) -> Envelope:
         now = self._clock.now()
@@ -182,6 +202,7 @@ class AgentPublisher:
         return envelope.read(body, tenant=self._tenant, now=now, place=place)
 
     async def __aenter__(self) -> Self:
+        self._started_at = asyncio.get_running_loop().time()
         await self._connection.start()
         await self._publisher.start()
         if self._spooling is not None:

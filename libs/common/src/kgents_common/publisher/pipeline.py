@@ -19,6 +19,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import BadHeaderError, MaxPayloadError
 from nats.errors import Error as NatsError
 
+from kgents_common.cancelling import cancelled
 from kgents_common.connection import Connection, header_block, header_line
 from kgents_common.envelope import Envelope
 from kgents_common.errors import KgentsError, NotDurableError, PermanentError, TransientError
@@ -89,10 +90,7 @@ class Publisher:
         """Wait for what is in flight, within the publish timeout, then let go of the inbox."""
         if self._pending:
             await asyncio.wait({entry[0] for entry in self._pending.values()}, timeout=self._timeout + 1)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        await cancelled(self._sweeper)
         if self._subscription is not None:
             with contextlib.suppress(Exception):
                 await self._subscription.unsubscribe()

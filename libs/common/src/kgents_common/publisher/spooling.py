@@ -9,7 +9,6 @@ under any load; the last batch is moved while what comes waits for it. Then the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -17,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from kgents_common import subjects
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.connection import Connection
 from kgents_common.errors import KgentsError, PermanentError, TransientError
@@ -97,10 +97,7 @@ class SpoolingPublisher:
 
     async def stop(self) -> None:
         """Close the spool; what waits there waits for the next process."""
-        if self._replay is not None:
-            self._replay.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._replay
+        await cancelled(self._replay)
         self._make_room(None)
         await self.spool.stop()
 

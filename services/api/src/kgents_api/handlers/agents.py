@@ -28,6 +28,7 @@ from kgents_api.model.caller import Caller
 from kgents_api.model.sessions import Sessions
 from kgents_common.access import AGENTS, tokens
 from kgents_common.access.users import AGENTS_CLOSED
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.connection import Client, Connection
 from kgents_common.errors import KgentsError, PermanentError
@@ -113,10 +114,7 @@ class Responder:
 
     async def stop(self) -> None:
         """Answer no more."""
-        if self._subscribing is not None:
-            self._subscribing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._subscribing
+        await cancelled(self._subscribing)
 
     async def answer(self, asked: tokens.Question) -> str:
         """The signed answer to a question."""

@@ -7,7 +7,6 @@ it runs `/health/live`'s: neither depends on a worker.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from kgents_api.model.saas import Finding, Heartbeats, State, overall
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.connection import Connection
 from kgents_common.errors import KgentsError, PermanentError
@@ -49,10 +49,7 @@ class HeartbeatFollower:
 
     async def stop(self) -> None:
         """Stop following."""
-        if self._following is not None:
-            self._following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._following
+        await cancelled(self._following)
 
     async def _follow(self) -> None:
         await self._subscribe()

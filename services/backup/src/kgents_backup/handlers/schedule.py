@@ -9,11 +9,11 @@ from typing import Any
 
 import structlog
 
-from kgents_backup.cancelling import cancelled
 from kgents_backup.model.faults import LockedError
 from kgents_backup.operations.archiving import Archiver
 from kgents_backup.operations.daily import DailyRun
 from kgents_backup.sinks.store import Lease
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.errors import KgentsError
 from kgents_common.health import Check, Status

@@ -13,6 +13,7 @@ import time
 
 from nats.errors import Error as NatsError
 
+from kgents_backup.model import moments
 from kgents_backup.model.plan import Pace
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.errors import KgentsError
@@ -21,6 +22,9 @@ from kgents_common.streams import request, server_version
 SECONDS = 0.5
 WINDOW = 64
 BODY = b"x" * 200
+# Older than this, a measurement's stream is nobody's any more.
+LONGEST_NANOSECONDS = 60 * 10**9
+_PREFIX = "kgents-pace-"
 # From here on a snapshot is restored message by message.
 BY_MESSAGE_SINCE = (2, 15)
 
@@ -37,12 +41,13 @@ async def measure(client: VerbatimClient) -> Pace:
         TransientError: It does not answer.
     """
     token = secrets.token_hex(4)
-    name, subject = f"kgents-pace-{token}", f"kgents.pace.{token}"
-    await request(
+    name, subject = f"{_PREFIX}{token}", f"kgents.pace.{token}"
+    made = await request(
         client,
         f"STREAM.CREATE.{name}",
         {"name": name, "subjects": [subject], "storage": "file", "retention": "limits", "num_replicas": 1},
     )
+    await _sweep(client, made["created"])
     loop = asyncio.get_running_loop()
     inbox = client.new_inbox()
     try:
@@ -67,6 +72,17 @@ async def measure(client: VerbatimClient) -> Pace:
         is_by_message=server_version(client) >= BY_MESSAGE_SINCE,
         speed=await asyncio.to_thread(_speed),
     )
+
+
+async def _sweep(client: VerbatimClient, now: str) -> None:
+    """Remove the streams of measurements that were killed."""
+    long_ago = moments.to_nanoseconds(now) - LONGEST_NANOSECONDS
+    with contextlib.suppress(KgentsError):
+        found = await request(client, "STREAM.LIST", {"subject": "kgents.pace.>", "offset": 0})
+        for one in found.get("streams") or []:
+            name = one["config"]["name"]
+            if name.startswith(_PREFIX) and moments.to_nanoseconds(one["created"]) < long_ago:
+                await request(client, f"STREAM.DELETE.{name}")
 
 
 def _speed() -> float:

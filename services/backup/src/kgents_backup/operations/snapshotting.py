@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 from nats.aio.client import Client
 
-from kgents_backup.cancelling import cancelled
 from kgents_backup.model import moments
 from kgents_backup.model.documents import FORMAT, PartRecord, SnapshotManifest
 from kgents_backup.model.faults import RestoringError, StoreError
@@ -20,6 +19,7 @@ from kgents_backup.operations.lines import current_line
 from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.snapshot import SnapshotStream, snapshot
 from kgents_backup.sources.stream import durable_consumers, stream_info
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import KgentsError, PermanentError

@@ -10,6 +10,7 @@ import structlog
 
 from kgents_billing.metrics import Metrics
 from kgents_billing.sinks.store import Outbox, Owed
+from kgents_common.cancelling import cancelled
 from kgents_common.errors import KgentsError, TransientError
 from kgents_common.retry import Patience
 
@@ -46,10 +47,7 @@ class Teller:
 
     async def stop(self) -> None:
         """End; what is owed stays owed."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancelled(self._task)
 
     async def _run(self) -> None:
         while True:

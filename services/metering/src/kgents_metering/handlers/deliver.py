@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, Tracer
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import TransientError
@@ -112,10 +113,7 @@ class Deliverer:
 
     async def stop(self) -> None:
         """End; what is under way and unmarked is sent again by the next leader, which OpenMeter ignores."""
-        if self._loop is not None:
-            self._loop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop
+        await cancelled(self._loop)
 
     def wake(self) -> None:
         """Something new is owed: do not wait for the timer."""
@@ -164,9 +162,7 @@ class Deliverer:
                 elif not started:
                     await self._idle()
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await cancelled(*running)
             self._busy.clear()
 
     async def _begin(self, running: set[asyncio.Task[None]]) -> int:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kgents_backup.cancelling import cancelled
 from kgents_backup.model.documents import PartRecord
 from kgents_backup.model.faults import (
     ProtocolError,
@@ -24,6 +23,7 @@ from kgents_backup.sinks.restore import restore_snapshot
 from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.stream import StreamInfo, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_common.cancelling import cancelled
 from kgents_common.streams import request
 
 

@@ -21,11 +21,11 @@ from typing import Self
 import msgspec
 import structlog
 
-from kgents_backup.cancelling import cancelled
 from kgents_backup.model.faults import LockedError, StoreError
 from kgents_backup.model.keys import lock_key
 from kgents_backup.model.ports import Store
 from kgents_backup.sinks.store.process import Process
+from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 
 LEASE = timedelta(seconds=30)
