@@ -154,7 +154,7 @@ def test_servers_that_were_killed_make_no_service(
 
 def test_controls_say_where_no_servers_run(tmp_path: Path) -> None:
     """Rule: a clear error, and what to start."""
-    with pytest.raises(StartError, match="kgents-devstack servers"):
+    with pytest.raises(StartError, match=f"up --directory {tmp_path}"):
         controls.running(tmp_path)
 
 

@@ -74,9 +74,8 @@ def running(directory: Path | None = None) -> Running:
                 left_behind = folder
     if left_behind is not None:
         raise StartError(_ended(left_behind))
-    raise StartError(
-        f"nothing runs in {' or '.join(map(str, folders))} (start `make up` or `kgents-devstack servers`)"
-    )
+    begin = f"`{command_line(directory, 'up')}`" if directory else "`make up` or `kgents-devstack servers`"
+    raise StartError(f"nothing runs in {' or '.join(map(str, folders))} (start {begin})")
 
 
 def _read(folder: Path) -> Running:

@@ -94,4 +94,6 @@ def faults_told(directory: Path) -> Iterator[None]:
         concerned = any(name.is_relative_to(directory) or directory.is_relative_to(name) for name in names)
         if not concerned and error.errno not in DISK_ERRORS:
             raise
-        raise StartError(f"{names[0] if names else directory}: {error.strerror}") from error
+        # What is there is in the way of a folder: nothing else is made where something may be.
+        why = "is not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise StartError(f"{names[0] if names else directory}: {why}") from error

@@ -180,6 +180,7 @@ Stripe's webhooks, with Stripe's own command line ({asks})
   stripe listen --forward-to {api}/webhooks/stripe
   # it prints the secret it signs with: start this with STRIPE_WEBHOOK_SECRETS=whsec_…
   # the stack's own secret: {stack.webhook_secret}
+
 What may the tenant use?
   curl -s {billing}/v1/billing/entitlements -H "Authorization: Bearer $KEY"
 
@@ -192,7 +193,8 @@ Health              {health}
 Metrics             the same with /metrics
 Backups             {stack.directory}/backups
 OpenMeter stand-in  {stack.openmeter.url}   (faults: PUT /_control/faults)
-NATS                {stack.nats.url}   (monitor {stack.nats.monitor_url})
+NATS                {stack.nats.address}   (agents, with their key; monitor {stack.nats.monitor_url})
+                    {stack.nats.url}   (a developer, who may do everything)
 Postgres            {stack.database_url}
 Files and logs      {stack.directory}
 
