@@ -19,6 +19,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from kgents_common.http_server.answer import Answer
 from kgents_common.http_server.bounds import Bounds
 from kgents_common.problems import problem
 
@@ -207,6 +208,7 @@ class Protocol(HttpToolsProtocol):
             raise ValueError  # the parser stops, and calls for an answer
         before = self.cycle
         super().on_headers_complete()
+        self.cycle.transport = Answer(self.transport, self.loop)
         self._is_begun = self._is_in_head = False
         self.server_state.bounds.has_whole_head(self)
         if self.server_state.is_draining:
