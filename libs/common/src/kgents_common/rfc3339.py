@@ -19,6 +19,9 @@ _COMMON = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.(?:[0-9]{3}|[0-9]{6}))?"
     r"(?:Z|[+-][0-2][0-9]:[0-5][0-9])"
 )
+# A shorter text has no digits beyond microseconds; one that is no longer has none beyond nanoseconds.
+_BEYOND_MICROSECONDS = len("2026-01-01T00:00:00.0000001Z")
+_WITHIN_NANOSECONDS = len("2026-01-01T00:00:00.000000001Z")
 _FRACTION = re.compile(r"\.([0-9]+)")
 _MICROSECOND = timedelta(microseconds=1)
 LEAP_SECOND = 60
@@ -60,7 +63,9 @@ def moment(text: str) -> datetime:
 
 def is_common(text: str) -> bool:
     """Whether every release of ours reads this time: no leap second, at most nine digits of a fraction."""
-    return text[17:19] != str(LEAP_SECOND) and len(_fraction(text)) <= NANOSECOND_DIGITS
+    if text.startswith("60", 17):
+        return False
+    return len(text) <= _WITHIN_NANOSECONDS or len(_fraction(text)) <= NANOSECOND_DIGITS
 
 
 def rounded(text: str, cut: datetime) -> datetime:
@@ -73,6 +78,8 @@ def rounded(text: str, cut: datetime) -> datetime:
         text: What `moment` read.
         cut: What it gave.
     """
+    if len(text) < _BEYOND_MICROSECONDS:
+        return cut
     is_up = _fraction(text)[6:7] in _UP and is_common(text)
     try:
         return cut + _MICROSECOND if is_up else cut

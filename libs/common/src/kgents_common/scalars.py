@@ -74,7 +74,7 @@ def check_stored_json(text: bytes) -> None:
         value = _ANY.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"must be JSON within float64's range and {MAX_DEPTH} levels: {error}") from None
-    if _depth(value) > MAX_DEPTH:
+    if _is_too_deep(text, value):
         raise ValueError(f"must not nest deeper than {MAX_DEPTH} levels")
 
 
@@ -93,13 +93,18 @@ def check_json(text: bytes) -> None:
     except ValueError as error:
         rule = str(error)
         raise ValueError(rule if rule.startswith("must be") else f"must be JSON: {rule}") from None
-    if _depth(value) > MAX_DEPTH:
+    if _is_too_deep(text, value):
         raise ValueError(f"must not nest deeper than {MAX_DEPTH} levels")
     if b"\\u0000" in text and _NUL.search(text):
         raise ValueError(f"must be {TEXT_RULE}")
     # Integers come as ints, whatever their length.
     if len(text) >= _MOST_DIGITS and _LONG_INTEGER.search(text) and _has_infinite(value):
         raise ValueError(f"must be {NUMBER_RULE}")
+
+
+def _is_too_deep(text: bytes, value: object) -> bool:
+    # So few brackets nest no deeper, wherever they are.
+    return text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH
 
 
 def _depth(value: object) -> int:

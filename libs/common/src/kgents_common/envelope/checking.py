@@ -76,7 +76,7 @@ def check(
             fail(field, "must not be empty")
         elif len(value) > limit:
             fail(field, f"must be at most {limit} characters")
-        elif _CONTROL.search(value):
+        elif not value.isprintable() and _CONTROL.search(value):
             fail(field, "must not contain control characters")
         else:
             return value
@@ -102,9 +102,11 @@ def check(
     if "data_base64" in attributes:
         fail("data_base64", "binary data cannot be metered; send a JSON object as data")
     for name in attributes:
+        if name in _CORE:
+            continue
         if not _ATTRIBUTE_NAME.fullmatch(name):
             fail(name[:64], "attribute names are 1 to 64 lower-case letters, digits or '_'")
-        elif name not in _CORE and not as_stored:
+        elif not as_stored:
             try:
                 scalars.check_json(bytes(attributes[name]))
             except ValueError as error:
