@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ import structlog
 from nats import errors
 from nats.aio import client as nats_client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.protocol.parser import AUTHORIZATION_VIOLATION, STALE_CONNECTION
 
 from kgents_common.connection.wire import VERSION, Headers, WireParser, read_headers, readable
@@ -70,6 +71,7 @@ class Client(nats_client.Client):
         self.restarts = 0
         self._closing: asyncio.Task[None] | None = None
         self._refusals: dict[str, list[asyncio.Future[None]]] = {}
+        self._takers: dict[int, Callable[[bytes, bytes], None]] = {}
 
     @contextlib.contextmanager
     def refusal(self, subject: str) -> Iterator[asyncio.Future[None]]:
@@ -121,6 +123,30 @@ class Client(nats_client.Client):
         await self._send_command(b"".join((line, headers, payload, b"\r\n")))
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
+
+    async def take(self, subject: str, taker: Callable[[bytes, bytes], None]) -> Subscription:
+        """Subscribe to short answers, each taken as it is read: its subject and its payload, no headers.
+
+        nats-py makes a message of each and hands it to a task through a queue, which for an acknowledgement
+        is most of its cost. `taker` is called in the read loop, so it must be quick.
+
+        Raises:
+            nats.errors.Error: The connection is closed or away.
+        """
+        subscription = await self.subscribe(subject)
+        self._takers[subscription._id] = taker
+        return subscription
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        taker = self._takers.get(sid)
+        if taker is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        else:
+            taker(subject, data)
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._takers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None

@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import Self
 
 import msgspec
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import BadHeaderError, MaxPayloadError
 from nats.errors import Error as NatsError
@@ -219,17 +218,15 @@ class Publisher:
                 self._loop = asyncio.get_running_loop()
                 inbox = client.new_inbox() + "."
                 try:
-                    self._subscription = await client.subscribe(
-                        inbox + "*", cb=self._answered, pending_msgs_limit=-1, pending_bytes_limit=-1
-                    )
+                    self._subscription = await client.take(inbox + "*", self._answered)
                 except (NatsError, OSError) as error:
                     raise NotDurableError(f"nats: {type(error).__name__}") from error
                 self._inbox = inbox
 
-    async def _answered(self, message: Msg) -> None:
-        entry = self._pending.pop(message.subject.rpartition(".")[2], None)
+    def _answered(self, subject: bytes, payload: bytes) -> None:
+        entry = self._pending.pop(subject.rpartition(b".")[2].decode(), None)
         if entry is not None:
-            self._settle(entry, read(message.data))
+            self._settle(entry, read(payload))
 
     def _settle(self, entry: tuple[asyncio.Future[Ack], float, bool], outcome: Ack | KgentsError) -> None:
         """Tell the circuit, and whoever still waits."""
