@@ -12,9 +12,10 @@ from structlog.testing import capture_logs
 from kgents_billing.handlers.backfill import Backfill
 from kgents_billing.handlers.defects import code_of
 from kgents_billing.handlers.money_check import MoneyCheck
+from kgents_billing.handlers.poll import Poll
 from kgents_billing.handlers.process import Processor
-from kgents_billing.handlers.reconcile import Poll, Survey
 from kgents_billing.handlers.rounds import Refetch
+from kgents_billing.handlers.survey import Survey
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.known import Options
 from kgents_billing.sinks.store.cursors import Backfills, Cursors

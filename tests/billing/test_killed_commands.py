@@ -19,8 +19,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.handlers.backfill import Backfill
 from kgents_billing.handlers.money_check import DAY_SECONDS, MoneyCheck
+from kgents_billing.handlers.poll import Looked
 from kgents_billing.handlers.process import Processor
-from kgents_billing.handlers.reconcile import Looked, Survey
+from kgents_billing.handlers.survey import Survey
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.known import Options
 from kgents_billing.model.ownership import Kind, Word, history

@@ -18,7 +18,7 @@ from kgents_billing.handlers.commands import run_command
 from kgents_billing.handlers.money_check import DAY_SECONDS, MoneyCheck
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.reads import EXCEPTION_HANDLERS, Reads, routes
-from kgents_billing.handlers.reconcile import Surveyed
+from kgents_billing.handlers.survey import Surveyed
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.known import Options
 from kgents_billing.sinks.store.cursors import Backfills

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from kgents_billing.handlers.poll import Poll
 from kgents_billing.handlers.process import Processor
-from kgents_billing.handlers.reconcile import Poll, Survey, Surveyed
 from kgents_billing.handlers.rounds import Quarantine, Refetch
+from kgents_billing.handlers.survey import Survey, Surveyed
 from kgents_billing.metrics import Metrics
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.known import Fetched

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kgents_billing.handlers.reconcile import OVERLAP, Poll
+from kgents_billing.handlers.poll import OVERLAP, Poll
 from kgents_billing.metrics import Metrics
 from kgents_billing.model import event as events
 from kgents_billing.sinks.store.cursors import Cursors

@@ -9,11 +9,12 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.handlers import reads
+from kgents_billing.handlers.poll import Poll
 from kgents_billing.handlers.process import Processor
 from kgents_billing.handlers.publish import Teller
-from kgents_billing.handlers.reconcile import Poll, Survey
 from kgents_billing.handlers.rounds import Quarantine, Refetch
 from kgents_billing.handlers.stream import Worker
+from kgents_billing.handlers.survey import Survey
 from kgents_billing.metrics import Metrics
 from kgents_billing.settings import BillingSettings
 from kgents_billing.sinks.bus import Bus

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from kgents_billing.handlers.objects import LISTED, Listed, Processes, tell_object
-from kgents_billing.handlers.reconcile import Survey, Surveyed
+from kgents_billing.handlers.survey import Survey, Surveyed
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.known import Options
 from kgents_billing.sinks.store.cursors import Backfills

@@ -10,7 +10,7 @@ from typing import Any
 
 from kgents_billing.handlers.command_day import day_argument, reconcile_money
 from kgents_billing.handlers.command_tools import Tools, moment_argument
-from kgents_billing.handlers.reconcile import Poll, Survey
+from kgents_billing.handlers.poll import Poll
 from kgents_billing.handlers.replay import (
     Choice,
     Chosen,
@@ -20,6 +20,7 @@ from kgents_billing.handlers.replay import (
     replay_letter,
     stored_events,
 )
+from kgents_billing.handlers.survey import Survey
 from kgents_billing.sinks.bus import Bus
 from kgents_billing.sinks.store import Committed, Store, Subscriptions
 from kgents_billing.sinks.store.cursors import Cursors

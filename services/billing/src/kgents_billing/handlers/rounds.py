@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_billing.handlers.defects import code_of, detail_of, waited
 from kgents_billing.handlers.process import Processor
-from kgents_billing.handlers.reconcile import SOURCE
+from kgents_billing.handlers.survey import SOURCE
 from kgents_billing.model.decision import Outcome
 from kgents_billing.model.facts import stamped
 from kgents_billing.model.subscription import Ownership, observe_object
