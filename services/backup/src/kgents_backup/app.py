@@ -7,12 +7,10 @@ import functools
 from datetime import datetime, timedelta
 
 import structlog
-from nats.errors import Error as NatsError
 from prometheus_client import CollectorRegistry
 
 from kgents_backup.handlers.schedule import ArchiveWatch, Loop, archive, daily
 from kgents_backup.metrics import Metrics
-from kgents_backup.model.faults import ProtocolError
 from kgents_backup.model.keys import SegmentName
 from kgents_backup.model.ports import NoProgress, Progress
 from kgents_backup.operations.archiving import ArchivePolicy, Archiver
@@ -32,10 +30,10 @@ from kgents_backup.sinks.store import (
     open_object_store,
 )
 from kgents_backup.sinks.store.sealing import load_keys
-from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_backup.sources.stream_client import StreamClient
 from kgents_common.application import application
 from kgents_common.clock import Clock, SystemClock
-from kgents_common.connection import Connection, connect_options
+from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
 from kgents_common.errors import ConfigurationError
 from kgents_common.health import Check, Health, Heartbeat, Probe, Status, routes, up
@@ -50,49 +48,6 @@ SERVICE = "backup"
 INSPECT_SECONDS = 60.0
 
 _log = structlog.get_logger()
-
-
-class StreamClient:
-    """One verbatim client, connected when first wanted, and anew when it was closed for good."""
-
-    def __init__(
-        self, settings: BackupSettings, *, servers: tuple[str, ...] | None = None, name: str
-    ) -> None:
-        self._options = connect_options(settings, name, {"error_cb": _note_error})
-        if servers is not None:
-            self._options["servers"] = list(servers)
-        self._client: VerbatimClient | None = None
-        self._connecting = asyncio.Lock()
-
-    async def __call__(self) -> VerbatimClient:
-        """The connected client.
-
-        Raises:
-            ProtocolError: No server answers now.
-        """
-        async with self._connecting:
-            if self._client is None or self._client.is_closed:
-                client = VerbatimClient()
-                try:
-                    # It would try for ever; whoever asks wants to know.
-                    await asyncio.wait_for(client.connect(**self._options), 10)
-                except (NatsError, OSError, TimeoutError) as error:
-                    raise ProtocolError(
-                        f"nats: {type(error).__name__}", hint="check NATS_SERVERS and that a server runs"
-                    ) from error
-                self._client = client
-        if not self._client.is_connected:
-            raise ProtocolError("nats: not connected")
-        return self._client
-
-    async def start(self) -> None:
-        """Nothing: the first use connects."""
-
-    async def stop(self) -> None:
-        """Close."""
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
 
 
 class Backup:
@@ -317,7 +272,3 @@ def _offsite(settings: BackupSettings) -> ObjectStore:
     url = str(settings.offsite_url)
     given = {name: value for name, value in options.items() if value} if url.startswith("s3") else {}
     return open_object_store(url, options=given)
-
-
-async def _note_error(error: Exception) -> None:
-    _log.warning("nats.error", error=type(error).__name__)

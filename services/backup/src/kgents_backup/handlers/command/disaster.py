@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from kgents_backup.app import Backup, StreamClient
+from kgents_backup.app import Backup
 from kgents_backup.operations import disaster
 from kgents_backup.operations.disaster import Region
+from kgents_backup.sources.stream_client import StreamClient
 from kgents_common import streams
 from kgents_common.errors import ConfigurationError, KgentsError
 
