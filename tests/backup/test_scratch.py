@@ -35,7 +35,8 @@ async def test_what_a_killed_owner_left_is_swept_and_nothing_of_the_living(tmp_p
     assert owner.stdout is not None
     assert await owner.stdout.readline() == b"up\n"
     [left] = tmp_path.glob("drill-*")
-    server = psutil.Process(int((left / "pid").read_text()))
+    configuration = str(left / "drill.conf")
+    [server] = [p for p in psutil.process_iter(["cmdline"]) if configuration in (p.info["cmdline"] or [])]
     async with own_server(tmp_path):
         assert left.exists()
         assert server.is_running()

@@ -27,7 +27,7 @@ from kgents_common.errors import ConfigurationError, TransientError
 from kgents_common.streams import request
 
 START_SECONDS = 60.0
-_PREFIX, _OWNER, _PID, _CONFIGURATION = "drill-", "owner", "pid", "drill.conf"
+_PREFIX, _OWNER, _CONFIGURATION = "drill-", "owner", "drill.conf"
 
 _log = structlog.get_logger()
 
@@ -82,9 +82,7 @@ async def own_server(directory: Path | None = None) -> AsyncIterator[OwnServer]:
         TransientError: The server does not come up.
     """
     program = find_program()
-    if directory is not None:
-        await asyncio.to_thread(_sweep, directory)
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_PREFIX, dir=directory))
+    folder = await asyncio.to_thread(_new_folder, directory)
     try:
         with _claimed(folder):
             async with AsyncExitStack() as running:
@@ -92,6 +90,14 @@ async def own_server(directory: Path | None = None) -> AsyncIterator[OwnServer]:
                 yield OwnServer(client, folder, running)
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _new_folder(directory: Path | None) -> Path:
+    """A folder of our own, where what the dead left is gone."""
+    if directory is not None:
+        directory = directory.absolute()
+        _sweep(directory)
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
 
 
 @contextlib.contextmanager
@@ -109,13 +115,18 @@ def _sweep(directory: Path) -> None:
     for folder in directory.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), (folder / _OWNER).open("rb") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(OSError, ValueError):
-                left = int((folder / _PID).read_text())
-                # The number may be another's by now.
-                if str(folder / _CONFIGURATION).encode() in Path(f"/proc/{left}/cmdline").read_bytes():
-                    os.kill(left, signal.SIGKILL)
+            _end_server_of(folder)
             shutil.rmtree(folder, ignore_errors=True)
             _log.info("scratch.swept", folder=folder.name)
+
+
+def _end_server_of(folder: Path) -> None:
+    """End whoever was started with its configuration: a killed owner may have noted no number of it."""
+    argument = str(folder / _CONFIGURATION).encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if argument in (process / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 async def program_version() -> str:
@@ -165,7 +176,6 @@ async def _started(program: str, folder: Path) -> AsyncIterator[VerbatimClient]:
         process = await asyncio.create_subprocess_exec(
             program, "-c", str(configuration), stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL
         )
-    (folder / _PID).write_text(str(process.pid))
     try:
         url = await _url(ports, process)
         client = await connect({"servers": url, "name": "backup-drill", "token": token})
