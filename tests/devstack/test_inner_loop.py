@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kgents_devstack import become, controls, held, kept
+from kgents_devstack import become, certificates, controls, held, kept
+from kgents_devstack.__main__ import _write_documents
 from kgents_devstack.apart import STACK_FILE, UP_DIRECTORY, run_servers
 from kgents_devstack.become import DIRECTORY, FILE
+from kgents_devstack.bench import run_bench
 from kgents_devstack.demo import run_demo
+from kgents_devstack.openmeter import __main__ as openmeter
 from kgents_devstack.servers import StartError
 from kgents_devstack.sources import SourceWatch, folder
 from kgents_devstack.up import Reload, run_up
@@ -226,3 +229,21 @@ def test_a_directory_that_cannot_be_is_told_in_a_line(
             controls.running(directory)
         assert become.become("api", directory) == 1
         assert capsys.readouterr().err.startswith(str(tmp_path))
+
+
+def test_a_file_that_cannot_be_is_told_in_a_line_by_what_runs_alone_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: of the benchmarks' figures, the stand-in's journal, certificates and documents as well."""
+    monkeypatch.chdir(tmp_path)
+    Path(".bench").touch()
+    below = ".bench/below"
+    assert run_bench(["door"]) == 1
+    assert openmeter.main(["--journal", below]) == 2
+    monkeypatch.setattr(sys, "argv", ["certificates", below])
+    assert certificates.main() == 1
+    assert _write_documents() == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4, said
+    assert all(".bench" in line for line in said[:3])
+    assert "in the project's folder" in said[3]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -113,15 +114,20 @@ def write(directory: Path, pair: Pair, authority: bytes, *, name: str = "tls") -
         file.write(pair.key)
 
 
-def main() -> None:
-    """Make all of them anew."""
+def main() -> int:
+    """Make all of them anew; 1 where the directory does not take them."""
     parser = argparse.ArgumentParser(prog="python -m kgents_devstack.certificates", description=__doc__)
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args().directory
     authority = Authority()
-    for name, names in SERVERS.items():
-        write(directory, authority.issue(name, names), authority.certificate, name=name)
+    try:
+        for name, names in SERVERS.items():
+            write(directory, authority.issue(name, names), authority.certificate, name=name)
+    except OSError as error:
+        print(f"{error.filename or directory}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

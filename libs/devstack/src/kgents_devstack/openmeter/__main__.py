@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         meters = Meters() if given.meters is None else load(given.meters, datetime.now(UTC))
+        store = EventStore(dedupe_window_seconds=given.dedupe_window_seconds, journal=given.journal)
     except (OSError, ValueError) as error:
         print(f"openmeter stand-in: {error}", file=sys.stderr)
         return 2
-    store = EventStore(dedupe_window_seconds=given.dedupe_window_seconds, journal=given.journal)
     app = make_app(store, meters, token=given.token, exact=given.arithmetic == "exact")
     gc.freeze()  # what was imported stays; only what requests leave is looked at
     config = uvicorn.Config(
