@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 from hypothesis import settings
@@ -14,6 +16,21 @@ pytest_plugins = ["kgents_devstack.fixtures"]
 
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def certificates_are_read_once() -> Iterator[None]:
+    """Each client of httpx reads the machine's certificates, also where nothing is encrypted: a thirtieth of
+    a second of a core, for each question of a test that waits for an answer."""
+    read = httpx.create_ssl_context
+    ours = read()
+
+    def create_ssl_context(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
+        return ours if verify is True and cert is None else read(verify, cert, trust_env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("httpx._transports.default.create_ssl_context", create_ssl_context)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,11 @@ for a minute and a half.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import random
+import ssl
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +87,10 @@ class Sender:
         """
         planned = (chaos or Chaos()).plan(list(bodies))
         began = time.monotonic()
-        with httpx.Client(timeout=10) as client, ThreadPoolExecutor(self.at_once) as pool:
+        with (
+            httpx.Client(timeout=10, verify=_certificates()) as client,
+            ThreadPoolExecutor(self.at_once) as pool,
+        ):
             self.log += pool.map(lambda due: self._one(client, due[1], began + due[0]), planned)
         return len(planned)
 
@@ -105,3 +110,9 @@ class Sender:
                     raise RuntimeError(f"refused: {answer.status_code} {answer.text}")
             time.sleep(min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * attempt))
         raise RuntimeError("a webhook was never taken")
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Whom to believe, read once: that takes longer than a small delivery."""
+    return ssl.create_default_context()
