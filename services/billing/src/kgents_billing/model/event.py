@@ -128,7 +128,7 @@ def reference(value: object) -> str | None:
         value = value.get("id")
     if not isinstance(value, str) or not value:
         return None
-    if len(value) > MAX_ID_CHARACTERS or any(ord(character) < 32 for character in value):
+    if len(value) > MAX_ID_CHARACTERS or min(value) < " ":
         raise MalformedEventError(
             "not a Stripe event: an id is longer than ids are, or has control characters"
         )
