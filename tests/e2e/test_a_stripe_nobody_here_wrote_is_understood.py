@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import stripe
 
 from .conftest import System, wait_for
 from .localstripe import KEY, LocalStripe
-from .stripe_door import ENVIRONMENT, SECRET, SERVICES, owed, told, waiting
+from .stripe_door import SECRET, emptied, owed, told, waiting
 
 CARD = {
     "type": "card",
@@ -97,18 +97,23 @@ def row(system: System, name: str) -> tuple[Any, ...] | None:
         ).fetchone()
 
 
-def counted(system: System, metric: str) -> float:
-    """A counter of the door."""
+def counted(system: System, **labels: str) -> float:
+    """A counter of the door's: webhooks received by their `outcome`, or refused by their `reason`."""
+    kind = "received" if "outcome" in labels else "errors"
+    ((name, value),) = labels.items()
+    metric = f'kgents_stripe_webhooks_{kind}_total{{{name}="{value}"}}'
     text = httpx.get(f"{system.stack.service('api').operations_url}/metrics", follow_redirects=True).text
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(metric))
 
 
 def test_its_webhooks_become_facts(
-    make_system: Callable[..., System], localstripe: LocalStripe, client: stripe.StripeClient
+    lasting_billing: System, localstripe: LocalStripe, client: stripe.StripeClient
 ) -> None:
     """Rule: signed by another's hand, sent twice, in any order: verified, kept once, each fact once."""
-    system = make_system(services=SERVICES, environment=ENVIRONMENT)
+    system = emptied(lasting_billing)
     door = f"{system.stack.service('api').url}/webhooks/stripe"
+    ways: list[dict[str, str]] = [{"reason": "mismatch"}, {"outcome": "stored"}, {"outcome": "duplicate"}]
+    before = [counted(system, **way) for way in ways]
     localstripe.register(door, SECRET, name="one")
     localstripe.register(door, SECRET, name="again")
     localstripe.register(door, "whsec_of_somebody_else", name="forger")
@@ -136,16 +141,14 @@ def test_its_webhooks_become_facts(
     assert made["subscription.ended"]["access"] == "revoked"
 
     events = len(client.v1.events.list({"limit": 100}).data)
-    wait_for(lambda: counted(system, 'kgents_stripe_webhooks_errors_total{reason="mismatch"}') == events)
-    assert counted(system, 'kgents_stripe_webhooks_received_total{outcome="stored"}') == events
-    wait_for(lambda: counted(system, 'kgents_stripe_webhooks_received_total{outcome="duplicate"}') == events)
+    wait_for(lambda: [counted(system, **way) for way in ways] == [count + events for count in before])
 
 
 def test_a_debit_that_fails_ends_what_it_began(
-    make_system: Callable[..., System], localstripe: LocalStripe, client: stripe.StripeClient
+    lasting_billing: System, localstripe: LocalStripe, client: stripe.StripeClient
 ) -> None:
     """Rule: an old invoice that was not paid is a failed payment, and the end is told of what had started."""
-    system = make_system(services=SERVICES, environment=ENVIRONMENT)
+    system = emptied(lasting_billing)
     localstripe.register(f"{system.stack.service('api').url}/webhooks/stripe", SECRET)
     subscription = subscribed(client, FAILING_DEBIT)
     made = until_told(system, "subscription.started", "payment.failed", "subscription.ended")
@@ -154,7 +157,7 @@ def test_a_debit_that_fails_ends_what_it_began(
 
 
 def test_what_it_never_sends_is_asked_for(
-    make_system: Callable[..., System], localstripe: LocalStripe, client: stripe.StripeClient
+    lasting_billing: System, localstripe: LocalStripe, client: stripe.StripeClient
 ) -> None:
     """Rule: without one webhook the poll finds its events; a change without an event, the survey."""
     asking = {
@@ -163,7 +166,7 @@ def test_what_it_never_sends_is_asked_for(
         "KGENTS_STRIPE_POLL_SECONDS": "1",
         "KGENTS_STRIPE_SURVEY_SECONDS": "1",
     }
-    system = make_system(services=SERVICES, environment={**ENVIRONMENT, "billing": asking})
+    system = emptied(lasting_billing, **asking)
     subscription = subscribed(client, CARD)
     until_told(system, "subscription.started", "payment.success")
 

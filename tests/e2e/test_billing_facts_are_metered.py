@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import httpx
 import msgspec
 import nats
 import psycopg
+import pytest
 from tests.billing.lives import Life, reference
 
-from .conftest import System, make_event, publish_directly, run, wait_for
+from kgents_devstack.servers import PostgresServer
+
+from .conftest import System, make_event, publish_directly, run, systems, wait_for
 from .stripe_door import ENVIRONMENT, deliver, settle
+
+
+@pytest.fixture(scope="module")
+def system(postgres_server: PostgresServer) -> Iterator[System]:
+    """Billing and who meters its facts."""
+    with systems(postgres_server) as start:
+        yield start(services=("metering", "billing", "api"), environment=ENVIRONMENT)
 
 
 def types(system: System) -> list[str]:
@@ -20,9 +30,8 @@ def types(system: System) -> list[str]:
         return sorted(row[0] for row in connection.execute("select type from metering.event").fetchall())
 
 
-def test_each_fact_is_counted_and_delivered_once(make_system: Callable[..., System]) -> None:
+def test_each_fact_is_counted_and_delivered_once(system: System) -> None:
     """Rule: a fact is an event of the type `billing.<fact>` in the ledger and at OpenMeter, for ever once."""
-    system = make_system(services=("metering", "billing", "api"), environment=ENVIRONMENT)
     life = Life().wait(5).become("active").wait(5).change_item(quantity=3).wait(5).end()
     deliver(system, [one.body for one in life.told] * 2)
     settle(system, len(life.told))
@@ -50,6 +59,7 @@ async def _forget_the_consumer(system: System) -> None:
 
 def test_an_agent_cannot_send_what_passes_for_a_fact(system: System) -> None:
     """Rule: types that begin with `billing.` are the system's: refused at the door, dead in the stream."""
+    counted, dead = types(system), system.ledger()["dead"]
     forged = make_event(type="billing.payment.success", source="/stripe/self", id="pay.ok:in_1")
     answer = httpx.post(
         f"{system.stack.service('api').url}/v1/events",
@@ -59,5 +69,5 @@ def test_an_agent_cannot_send_what_passes_for_a_fact(system: System) -> None:
     assert answer.status_code == 400
     assert "billing." in answer.text
     run(publish_directly(system.stack.nats.url, [forged]))
-    wait_for(lambda: system.ledger()["dead"] == 1, state=system.ledger)
-    assert types(system) == []
+    wait_for(lambda: system.ledger()["dead"] == dead + 1, state=system.ledger)
+    assert types(system) == counted
