@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -23,7 +22,7 @@ from kgents_common.errors import EnvelopeError, TransientError
 from kgents_common.publisher import Ack, AgentPublisher, Event, Message, Spooled
 from kgents_common.publisher.spool_file import Kept, SpoolFile
 from kgents_devstack.servers import NatsServer
-from kgents_devstack.waiting import HANGS_AFTER_SECONDS
+from kgents_devstack.waiting import HANGS_AFTER_SECONDS, reached
 
 Connect = Callable[..., Awaitable[Connection]]
 SMALL = streams.scaled(streams.STREAMS, 64 * 1024**2)
@@ -142,13 +141,19 @@ async def test_a_spool_needs_no_right_but_to_its_tenants_subjects(tmp_path: Path
             spool=tmp_path / "spool",
         ) as agent:
             await agent.wait_until_connected()
-            async with asyncio.timeout(HANGS_AFTER_SECONDS):
-                while agent.waiting:
-                    await asyncio.sleep(0.05)
+            # A spool that asks for more is refused, and asks again for ever.
+            await reached(lambda: not agent.waiting or refused(server))
+            assert refused(server) == []
             await agent.publish("llm.tokens", {"tokens": 1})
         stored = (await owner.jetstream().stream_info("AGENTESE")).state.messages
         await owner.close()
-    assert stored == 2
+        assert stored == 2
+        assert refused(server) == []
+
+
+def refused(server: NatsServer) -> list[str]:
+    """What the server says of what nobody may publish or hear."""
+    return [line for line in server.log_path.read_text().splitlines() if "Violation" in line]
 
 
 async def test_the_documented_example_runs(nats_url: str, connect: Connect, tmp_path: Path) -> None:

@@ -28,18 +28,27 @@ from kgents_metering.sinks.ledger.reads import ReadLimits, UsageReads
 from .messages import NOON, event
 
 MINUTES = 1200
+# Seconds: what ends a read that nothing else ends.
+LONG = 20
 MakeApp = Callable[..., Awaitable[tuple[Starlette, dict[str, str]]]]
 
 
 @pytest.fixture
 async def make_app(database_url: str, ledger: Ledger, tmp_path: Path) -> AsyncIterator[MakeApp]:
-    """Reads with limits of their own over 1,200 minutes of one event each."""
+    """Reads with limits of their own over 1,200 minutes of one event each, of two models by turns."""
     made = [
-        event(seq, f"e{seq}", time=(NOON - timedelta(minutes=seq)).isoformat(), data={"tokens": seq})
+        event(
+            seq,
+            f"e{seq}",
+            time=(NOON - timedelta(minutes=seq)).isoformat(),
+            data={"tokens": seq, "model": f"m{seq % 2}"},
+        )
         for seq in range(1, MINUTES + 1)
     ]
     await ledger.apply(made, [])
     pools: list[AsyncConnectionPool[AsyncConnection]] = []
+    key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
+    keyring.write(tmp_path / "keys.json", [record])
 
     async def make(
         admission: Admission | None = None, statement_seconds: float = 10, **limits: Any
@@ -49,8 +58,6 @@ async def make_app(database_url: str, ledger: Ledger, tmp_path: Path) -> AsyncIt
         )
         await pool.open()
         pools.append(pool)
-        key, record = keyring.mint("acme", keyring.TENANT_SCOPES)
-        keyring.write(tmp_path / "keys.json", [record])
         usage = UsageReads(pool, ReadLimits(statement_seconds=statement_seconds, **limits))
         record_of = record_by_key(keyring.Keyring(tmp_path / "keys.json"))
         gate = reads.Gate(record_of, admission or Admission(), ReadMetrics(new_registry()))
@@ -101,6 +108,17 @@ async def test_too_many_rows_are_refused_with_how_to_narrow(make_app: MakeApp) -
     assert (await get(app, headers, "windowSize=HOUR")).status_code == 200
 
 
+async def test_too_many_values_of_a_key_are_refused(make_app: MakeApp) -> None:
+    """Rule: what a filter may choose from is an answer like another."""
+    path = "/api/v1/meters/tokens/group-by/model/values?from=2026-11-22T00:00:00Z"
+    for rows, status in ((2, 200), (1, 422)):
+        app, headers = await make_app(rows=rows)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reads") as client:
+            answer = await client.get(path, headers=headers)
+        assert answer.status_code == status
+        assert answer.json() == ["m0", "m1"] if rows == 2 else "more than 1 values" in answer.text
+
+
 async def test_a_cut_minute_is_measured_whole_or_refused(make_app: MakeApp) -> None:
     """Rule: what a query cuts is never measured in part."""
     cut = f"from={(NOON - timedelta(minutes=3)).isoformat().replace('+00:00', 'Z')}"
@@ -116,13 +134,17 @@ async def test_a_cut_minute_is_measured_whole_or_refused(make_app: MakeApp) -> N
 async def test_a_read_that_takes_too_long_is_refused(
     make_app: MakeApp, pool: AsyncConnectionPool[AsyncConnection]
 ) -> None:
-    """Rule: a statement has its time; then it is 422 with how to narrow, not 503 and the same again."""
-    app, headers = await make_app(statement_seconds=0.2)
+    """Rule: a statement has its time, an answer of many, too; then it is 422 with how to narrow, not 503 and
+    the same again."""
+    long_statement, headers = await make_app(Admission(seconds=LONG), statement_seconds=0.2)
+    long_answer, _ = await make_app(Admission(seconds=0.2), statement_seconds=LONG)
     async with pool.connection() as blocking:
         await blocking.execute("lock table metering.rollup in access exclusive mode")
-        answer = await get(app, headers, "windowSize=MINUTE")
-    assert answer.status_code == 422
-    assert "more than 0.2 s: narrow it" in answer.json()["detail"]
+        of_statement = await get(long_statement, headers, "windowSize=MINUTE")
+        of_answer = await get(long_answer, headers, "windowSize=MINUTE")
+    assert (of_statement.status_code, of_answer.status_code) == (422, 422)
+    assert "the query took more than 0.2 s: narrow it" in of_statement.json()["detail"]
+    assert "the answer took more than 0.2 s: narrow it" in of_answer.json()["detail"]
 
 
 async def test_a_caller_who_goes_ends_the_work_in_postgres(
@@ -132,6 +154,7 @@ async def test_a_caller_who_goes_ends_the_work_in_postgres(
     admission = Admission()
     app, headers = await make_app(admission)
     gone = asyncio.Event()
+    sent: list[Any] = []
 
     async def receive() -> Any:
         if not gone.is_set() and not asked:
@@ -140,16 +163,20 @@ async def test_a_caller_who_goes_ends_the_work_in_postgres(
         await gone.wait()
         return {"type": "http.disconnect"}
 
+    async def send(message: Any) -> None:
+        sent.append(message)
+
     asked: list[bool] = []
     async with pool.connection() as blocking:
         await blocking.execute("lock table metering.rollup in access exclusive mode")
-        asking = asyncio.create_task(app(_scope("", headers), receive, _ignore))
+        asking = asyncio.create_task(app(_scope("", headers), receive, send))
         async with await AsyncConnection.connect(database_url, autocommit=True) as looking:
             while await _active(looking) != 1:
                 await asyncio.sleep(0.01)
             gone.set()
             await asking
             assert await _active(looking) == 0
+    assert sent == [], "it waited for its answer, and gave it to nobody"
     assert admission.running == 0
 
 
@@ -187,7 +214,7 @@ async def test_who_waits_too_long_is_told_to_come_again() -> None:
     admission = Admission(running_per_tenant=1, wait_seconds=0.01)
     async with admission.place("acme"):
         with pytest.raises(BusyError):
-            async with admission.place("acme"):
+            async with asyncio.timeout(LONG), admission.place("acme"):
                 pass
         assert (admission.running, admission.waiting) == (1, 0)
     assert admission.running == 0
@@ -214,10 +241,6 @@ def _never_gone() -> Callable[[], Awaitable[Any]]:
         return None
 
     return receive
-
-
-async def _ignore(_: Any) -> None:
-    pass
 
 
 async def _active(connection: AsyncConnection) -> int:
