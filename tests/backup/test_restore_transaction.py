@@ -461,6 +461,33 @@ async def test_a_stream_made_anew_after_a_loss_does_not_hide_the_old_one(
     assert again.appended == 0
 
 
+@pytest.mark.parametrize("held", ["nothing ever", "nothing any more", "a deleted end"])
+async def test_a_snapshot_of_a_stream_made_anew_does_not_refuse_what_was_lost(
+    client: VerbatimClient, vault: Vault, held: str
+) -> None:
+    """Rule: what a line never held, or what was deleted before its snapshot, is missing nowhere: the lost
+    stream comes back by the command, with what the new one holds."""
+    await make_stream(client)
+    await fill(client, 30)
+    await archive(client, vault)
+    old = await bodies(client)
+    await client.jetstream().delete_stream(STREAM)
+    await asyncio.sleep(0.01)
+    await make_stream(client)
+    if held != "nothing ever":
+        await fill(client, 10, start=5000)
+    if held == "nothing any more":
+        await client.jetstream().purge_stream(STREAM)
+    if held == "a deleted end":
+        await delete(client, 9, 10)
+    new = await bodies(client) if held == "a deleted end" else []
+    await take_snapshot(client, vault, STREAM, clock=CLOCK)
+    await archive(client, vault)
+    report = await restoration(client, vault).bring_back(REPLACE)
+    assert await bodies(client) == old + new
+    assert (report.missing, report.appended) == (0, len(new))
+
+
 async def test_a_line_that_an_older_release_opened_on_a_half_restored_stream_does_not_win(
     client: VerbatimClient, vault: Vault
 ) -> None:

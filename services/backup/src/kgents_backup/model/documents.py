@@ -30,6 +30,8 @@ class SnapshotManifest(msgspec.Struct, frozen=True):
 
     Attributes:
         created: The stream's creation time, as the server gave it.
+        last_held: The sequence of its last message, where what came after that was deleted; None where that
+            is not known, and in one of an older release.
     """
 
     format: int
@@ -44,6 +46,7 @@ class SnapshotManifest(msgspec.Struct, frozen=True):
     state: dict[str, Any]
     consumers: list[ConsumerRecord]
     parts: list[PartRecord]
+    last_held: int | None = None
 
     @property
     def content_bytes(self) -> int:

@@ -18,7 +18,7 @@ from kgents_backup.operations import clocks
 from kgents_backup.operations.lines import current_line
 from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.snapshot import SnapshotStream, snapshot
-from kgents_backup.sources.stream import durable_consumers, stream_info
+from kgents_backup.sources.stream import durable_consumers, last_held, stream_info
 from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.crash import CrashPoints
@@ -77,6 +77,8 @@ async def take_snapshot(
             raise
         finally:
             progress.end()
+    # Asked for after it was copied: what is deleted by now is not missed.
+    held = await last_held(client, stream, name.last) if source.state["messages"] else None
     manifest = SnapshotManifest(
         format=FORMAT,
         stream=stream,
@@ -90,6 +92,7 @@ async def take_snapshot(
         state=source.state,
         consumers=consumers,
         parts=written,
+        last_held=held,
     )
     check()
     crash.reach("snapshot.before_manifest")

@@ -13,6 +13,8 @@ from kgents_backup.model.documents import ConsumerRecord
 from kgents_common.streams import JetStreamApiError, request
 
 NOT_FOUND = 404
+# How many sequences before the last are asked for: of more that were deleted at the end nothing is said.
+LOOKS_BACK = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,20 @@ async def message_time(client: Client, stream: str, sequence: int) -> int | None
             return None
         raise
     return moments.to_nanoseconds(answer["message"]["time"])
+
+
+async def last_held(client: Client, stream: str, last: int) -> int | None:
+    """The last sequence up to `last` that the stream holds a message at; None where it is far before that.
+
+    Asked for the last message of any subject, a server finds none where that was deleted (2.10 and 2.15 do).
+
+    Raises:
+        TransientError: The server does not answer.
+    """
+    for sequence in range(last, max(0, last - LOOKS_BACK), -1):
+        if await message_time(client, stream, sequence) is not None:
+            return sequence
+    return None
 
 
 def reached(consumer: Mapping[str, Any]) -> int:

@@ -80,6 +80,24 @@ async def first_missing(vault: Vault, segments: Sequence[SegmentName]) -> int | 
     return began if began < segments[0].first else None
 
 
+async def held_to(vault: Vault, files: LineFiles) -> int:
+    """The sequence of a line's last message, as far as that is known; what was deleted behind it is nowhere.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    known = files.head[0] if files.head else 0
+    if known <= files.archived_to:
+        return known
+    with contextlib.suppress(CorruptError):
+        manifest = await vault.manifest(files.snapshots[-1])
+        if not manifest.state["messages"]:
+            return files.archived_to
+        if manifest.last_held is not None:
+            return max(files.archived_to, manifest.last_held)
+    return known
+
+
 async def read_in_order(vault: Vault, segments: Sequence[SegmentName]) -> AsyncIterator[Message]:
     """Every message of a chain of segments once.
 
@@ -176,8 +194,10 @@ async def _ancestors(vault: Vault, files: LineFiles, record: LineRecord | None) 
 
 
 async def _contains(vault: Vault, whole: LineFiles, part: LineFiles, ancestors: Sequence[Ancestor]) -> bool:
-    assert part.head is not None  # noqa: S101 the caller left out empty lines
-    sequence, time_ms = part.head
+    assert part.head is not None  # noqa: S101 the caller left out lines without files
+    sequence, time_ms = await held_to(vault, part), part.head[1]
+    if sequence == 0:
+        return True  # a stream that was made and never held anything: no history of its own
     for ancestor in ancestors:
         if ancestor.line == str(part.line) and sequence <= ancestor.sequence:
             return True

@@ -24,6 +24,7 @@ from kgents_backup.operations.restoring.histories import (
     Appended,
     ancestors_of,
     first_missing,
+    held_to,
     holds_end_of,
     in_order,
     maximal_lines,
@@ -165,7 +166,7 @@ async def _appended(
     found: list[Appended] = []
     notes: list[str] = []
     for other in others:
-        reach = other.head[0] if other.head else 0
+        reach = await held_to(vault, other)
         if not is_wanted:
             notes.append(f"line {other.line} may hold other messages, up to sequence {reach}: not restored")
             continue
