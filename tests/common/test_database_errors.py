@@ -5,8 +5,9 @@ from __future__ import annotations
 import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
+from pydantic import TypeAdapter, ValidationError
 
-from kgents_common.database import transient_errors
+from kgents_common.database import DatabaseUrl, SecretDatabaseUrl, transient_errors
 from kgents_common.errors import TransientError
 
 OF_THE_SERVER = (
@@ -35,3 +36,15 @@ def test_what_no_server_said_is_waited_out(error: Exception) -> None:
     """Rule: no connection, or a lost one."""
     with pytest.raises(TransientError), transient_errors():
         raise error
+
+
+@pytest.mark.parametrize("kind", [DatabaseUrl, SecretDatabaseUrl])
+def test_a_url_that_is_none_is_told_at_the_start_and_never_repeated(kind: object) -> None:
+    """Rule: a clear line in place of a traceback, and without what may be a password."""
+    adapter: TypeAdapter[object] = TypeAdapter(kind)
+    assert adapter.validate_python("postgresql://a:b@127.0.0.1:5432/kgents?sslmode=require")
+    with pytest.raises(ValidationError) as raised:
+        adapter.validate_python("hunter2")
+    assert [e["msg"] for e in raised.value.errors()] == [
+        "Value error, no connection URL: postgresql://user:password@host:5432/name"
+    ]

@@ -9,11 +9,14 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from typing import Annotated
 
 import psycopg
 import structlog
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
+from pydantic import AfterValidator, SecretStr
 
 from kgents_common.errors import ConfigurationError, TransientError
 
@@ -70,6 +73,22 @@ def make_pool(
         },
         name=application,
     )
+
+
+def _checked(url: str) -> str:
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        # What libpq says of it repeats a part of it, which may be the password.
+        raise ValueError("no connection URL: postgresql://user:password@host:5432/name") from None
+    return url
+
+
+# A setting that `make_pool` and `migrate` take.
+DatabaseUrl = Annotated[str, AfterValidator(_checked)]
+SecretDatabaseUrl = Annotated[
+    SecretStr, AfterValidator(lambda url: SecretStr(_checked(url.get_secret_value())))
+]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from kgents_common.database import SecretDatabaseUrl
 from kgents_common.settings import ServiceSettings
 
 
@@ -38,7 +39,7 @@ class BackupSettings(ServiceSettings):
         validation_alias="KGENTS_BACKUP_DAILY_AT",
         description="UTC; empty where a CronJob runs `daily`: only what it missed is made up for",
     )
-    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
+    database_url: SecretDatabaseUrl | None = Field(None, validation_alias="DATABASE_URL")
     drill_nats: str | None = Field(None, validation_alias="KGENTS_DRILL_NATS")
     dr_servers: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="KGENTS_DR_NATS_SERVERS")
     primary_domain: str = Field("primary", validation_alias="KGENTS_PRIMARY_DOMAIN")

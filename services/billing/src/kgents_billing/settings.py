@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from kgents_billing.model.known import Options
 from kgents_common import subjects
+from kgents_common.database import DatabaseUrl
 from kgents_common.redis_client import REDIS_URL_TEXT, RedisUrl
 from kgents_common.settings import ServiceSettings
 
@@ -18,7 +19,7 @@ class BillingSettings(ServiceSettings):
     """Billing's environment."""
 
     port: int = Field(8002, validation_alias="KGENTS_PORT", ge=0, le=65535)
-    database_url: str = Field(validation_alias="DATABASE_URL")
+    database_url: DatabaseUrl = Field(validation_alias="DATABASE_URL")
     keyring_file: Path = Field(validation_alias="KGENTS_KEYRING_FILE")
     redis_url: RedisUrl | None = Field(None, validation_alias="REDIS_URL", description=REDIS_URL_TEXT)
     stripe_mode: Literal["live", "test"] = Field(

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from kgents_common.database import DatabaseUrl
 from kgents_common.settings import ServiceSettings
 
 
@@ -14,7 +15,7 @@ class MeteringSettings(ServiceSettings):
     """Metering's environment."""
 
     port: int = Field(8001, validation_alias="KGENTS_PORT", ge=0, le=65535)
-    database_url: str = Field(validation_alias="DATABASE_URL")
+    database_url: DatabaseUrl = Field(validation_alias="DATABASE_URL")
     meters_file: Path | None = Field(
         None,
         validation_alias="KGENTS_METERS_FILE",

@@ -22,6 +22,9 @@ from kgents_common import service
 from kgents_common.errors import ConfigurationError, KgentsError
 from kgents_common.telemetry import configure_logs
 
+# More are refused by JetStream, when everything is restored and only the stream's own configuration is left.
+MOST_REPLICAS = 5
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0: done; 1: it failed or found damage; 2: it must not start like this."""
@@ -47,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _dispatch(arguments: Arguments, settings: BackupSettings) -> int:
+    if not settings.directory.is_dir():  # new, or mistyped: what follows may be that nothing is stored
+        print(f"note: KGENTS_BACKUP_DIRECTORY: there is no directory {settings.directory}", file=sys.stderr)
     backup = Backup(settings, progress=for_terminal())
     try:
         code: int = await arguments.run(backup, arguments)
@@ -101,7 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     restore_.add_argument("--into", metavar="NAME|URL", help="another stream name, or another server")
     restore_.add_argument("--line", help="a history other than the one being written at that time (see list)")
-    restore_.add_argument("--replicas", type=int, help="instead of the backed up stream's")
+    restore_.add_argument(
+        "--replicas",
+        type=int,
+        choices=range(1, MOST_REPLICAS + 1),
+        metavar="N",
+        help="instead of the backed up stream's",
+    )
     restore_.add_argument("--replace", action="store_true", help="replace a stream that is there")
     restore_.add_argument(
         "--system", action="store_true", help="streams and databases, to one moment; services stopped"
