@@ -149,10 +149,12 @@ class Protocol(HttpToolsProtocol):
         elif self._is_begun:
             self._head_bytes = len(data)
             self.server_state.bounds.holds(self, self._head_bytes)
-        elif self._owed_since is None and not self._is_busy():  # line feeds, which are no request
+        elif self._is_busy():
+            return
+        elif self._owed_since is None:  # line feeds, which are no request
             self._owed_since = self.loop.time()
             self._unwanted_bytes = len(data)
-        elif not self._is_busy():
+        else:
             self._unwanted(len(data))
 
     def _in_body(self, read_bytes: int, body_bytes: int) -> None:

@@ -80,7 +80,9 @@ def read_events(
 
 def prefers_leniency(headers: dict[str, str]) -> bool:
     """Whether each event of a batch is to be judged by itself: `Prefer: handling=lenient` (RFC 7240)."""
-    preferences = headers.get("prefer", "").lower().split(",")
+    if "prefer" not in headers:
+        return False
+    preferences = headers["prefer"].lower().split(",")
     return any(
         preference.partition(";")[0].replace(" ", "").replace('"', "") == "handling=lenient"
         for preference in preferences

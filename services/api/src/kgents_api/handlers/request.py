@@ -38,7 +38,9 @@ def expected_size(headers: dict[str, str], limit: int) -> int:
 
 def encoding_of(headers: dict[str, str]) -> str:
     """How the body is packed; empty where it is not."""
-    found = headers.get("content-encoding", "").strip().lower()
+    if "content-encoding" not in headers:
+        return ""
+    found = headers["content-encoding"].strip().lower()
     return "" if found == "identity" else found
 
 

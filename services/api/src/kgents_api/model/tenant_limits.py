@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from kgents_api.model.rate_limit import RateLimiter, Verdict
 
 # Buckets of bytes count in these: a request takes one at the least.
@@ -34,8 +36,7 @@ class Limit:
         return units(size) if self.in_bytes else events
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, gc=False):
     """A limit's word on a request."""
 
     limit: Limit
