@@ -16,7 +16,7 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator
 
 from kgents_common.errors import ConfigurationError, TransientError
 
@@ -75,7 +75,12 @@ def make_pool(
     )
 
 
-def _checked(url: str) -> str:
+def checked_url(url: str) -> str:
+    """The URL, which libpq can read.
+
+    Raises:
+        ValueError: It cannot; nothing of it is repeated.
+    """
     try:
         conninfo_to_dict(url)
     except psycopg.ProgrammingError:
@@ -85,10 +90,7 @@ def _checked(url: str) -> str:
 
 
 # A setting that `make_pool` and `migrate` take.
-DatabaseUrl = Annotated[str, AfterValidator(_checked)]
-SecretDatabaseUrl = Annotated[
-    SecretStr, AfterValidator(lambda url: SecretStr(_checked(url.get_secret_value())))
-]
+DatabaseUrl = Annotated[str, AfterValidator(checked_url)]
 
 
 @contextmanager

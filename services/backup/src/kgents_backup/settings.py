@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from kgents_common.database import SecretDatabaseUrl
+from kgents_common.database import checked_url
 from kgents_common.settings import ServiceSettings
 
 
@@ -39,7 +39,7 @@ class BackupSettings(ServiceSettings):
         validation_alias="KGENTS_BACKUP_DAILY_AT",
         description="UTC; empty where a CronJob runs `daily`: only what it missed is made up for",
     )
-    database_url: SecretDatabaseUrl | None = Field(None, validation_alias="DATABASE_URL")
+    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     drill_nats: str | None = Field(None, validation_alias="KGENTS_DRILL_NATS")
     dr_servers: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias="KGENTS_DR_NATS_SERVERS")
     primary_domain: str = Field("primary", validation_alias="KGENTS_PRIMARY_DOMAIN")
@@ -50,6 +50,13 @@ class BackupSettings(ServiceSettings):
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(s.strip() for s in value.split(",") if s.strip()) if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            checked_url(value.get_secret_value())
+        return value
 
     @field_validator("daily_at", mode="before")
     @classmethod
