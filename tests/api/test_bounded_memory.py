@@ -178,3 +178,18 @@ def test_what_was_stored_lately_is_remembered_within_its_bytes() -> None:
     assert recent.contradicts(event(9_999, tokens=2), 20_000)
     assert not recent.contradicts(event(9_999), 20_001)
     assert not recent.contradicts(event(0, tokens=2), 20_002), "forgotten long ago: the ledger tells"
+
+
+def test_what_is_written_otherwise_contradicts_nothing() -> None:
+    """Rule: the door compares as the ledger does: members in any order, the door's own time left out."""
+    recent = RecentEvents()
+    day = datetime(2026, 11, 25, tzinfo=UTC)
+    attributes = b'"specversion":"1.0","id":"1","source":"s","type":"t"'
+
+    def event(more: bytes, now: datetime = day) -> Envelope:
+        return envelope.read(b"{" + attributes + more + b"}", tenant="acme", now=now)
+
+    assert not recent.contradicts(event(b',"data":{"a":1,"b":2}'), 1)
+    assert not recent.contradicts(event(b',"data":{"b":2, "a":1}', day.replace(hour=1)), 2)
+    assert recent.contradicts(event(b',"data":{"a":1,"b":2.0}'), 3), "numbers are compared as written"
+    assert recent.contradicts(event(b',"data":{"a":1,"b":2},"time":"2026-11-25T00:00:00Z"'), 4)
