@@ -25,6 +25,7 @@ from tests.backup.streams import (
 
 from kgents_backup.app import Backup
 from kgents_backup.handlers.command.restoring import run_restore
+from kgents_backup.model.documents import ConsumerRecord
 from kgents_backup.model.faults import (
     CorruptError,
     ProtocolError,
@@ -159,6 +160,35 @@ async def test_to_an_earlier_sequence_the_report_says_what_is_missing_and_where_
     again = await restoration(client, vault).bring_back(Wanted(STREAM))
     assert again.last_sequence == 265
     assert again.appended == 0
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["to a sequence", "to what the archive holds"])
+async def test_a_consumer_that_was_further_than_what_comes_back_misses_nothing_new(
+    each_client: VerbatimClient, vault: Vault, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    """Rule: what is published after a restore is delivered, at whichever sequence: the consumer had handled
+    messages that are not restored, or that the archive lost with the stream."""
+    await make_stream(each_client)
+    await add_consumer(each_client)
+    await fill(each_client, 60)
+    await consume(each_client, 60, acknowledge=55)
+    if is_told:
+        await archive(each_client, vault)
+        wanted = Wanted(STREAM, Until(sequence=50), replace=True)
+    else:
+
+        async def further(client: VerbatimClient, stream: str) -> list[ConsumerRecord]:
+            return [ConsumerRecord(c.name, c.config, 90) for c in await durable_consumers(client, stream)]
+
+        monkeypatch.setattr(archiving, "durable_consumers", further)
+        await archive(each_client, vault)
+        await each_client.jetstream().delete_stream(STREAM)
+        wanted = Wanted(STREAM)
+    report = await restoration(each_client, vault).bring_back(wanted)
+    assert report.consumers == [("metering", report.last_sequence)]
+    await fill(each_client, 5, start=500)
+    new = report.last_sequence
+    assert await consume(each_client, 5, acknowledge=5) == list(range(new + 1, new + 6))
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -62,20 +62,21 @@ async def redeliver(
         lines = await _own_lines(client, vault, info)
         for consumer in await durable_consumers(client, name):
             at = next((p for p in known if (p.stream, p.consumer) == (name, consumer.name)), None)
-            start = at.ack_floor + 1 if at is not None and at.line in lines else 1
+            # What it had acknowledged beyond that is lost: at those sequences come others now.
+            start = min(at.ack_floor, lines[at.line]) + 1 if at is not None and at.line in lines else 1
             await _begin_again(client, name, consumer, start)
             done.append(f"{name}/{consumer.name}: delivered again from sequence {start}")
             _log.warning("consumer.redelivers", stream=name, consumer=consumer.name, start_sequence=start)
     return done
 
 
-async def _own_lines(client: Client, vault: Vault, info: StreamInfo) -> set[str]:
-    """The lines whose sequences are the stream's own: its current one, and the one it was restored from."""
-    lines = {str(await current_line(client, await vault.catalogue(info.name), info))}
+async def _own_lines(client: Client, vault: Vault, info: StreamInfo) -> dict[str, int]:
+    """The lines whose sequences are the stream's own, its current one and the one it was restored from, and
+    up to which."""
     lineage = read_lineage(info.config)
-    if lineage is not None:
-        lines |= {a.line for a in lineage.ancestors if a.is_base}
-    return lines
+    bases = [a for a in lineage.ancestors if a.is_base] if lineage is not None else []
+    current = str(await current_line(client, await vault.catalogue(info.name), info))
+    return {a.line: min(a.sequence, info.last_sequence) for a in bases} | {current: info.last_sequence}
 
 
 async def _begin_again(client: Client, stream: str, consumer: ConsumerRecord, start: int) -> None:

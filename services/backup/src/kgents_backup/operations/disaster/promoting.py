@@ -120,8 +120,9 @@ async def promote(
         records = await _from_archive(dr, archive, stream, prefix, done)
     await refuse_fenced_subjects(dr, stream, prefix)
     await widen(dr, fenced, final["num_replicas"])
-    await request(dr, f"STREAM.UPDATE.{stream}", final, timeout_seconds=30)
+    # Before it is open: what is published then is beyond where any of them begins.
     done.consumers = await make_consumers(dr, stream, records)
+    await request(dr, f"STREAM.UPDATE.{stream}", final, timeout_seconds=30)
     if not is_fenced:
         done.notes.append(
             f"the old primary is NOT fenced ({fenced_how}): run `dr fence --wait` before anything reaches it"

@@ -324,7 +324,8 @@ class Restoration:
         self.check()
         await journal.write(self.work, with_step(record, step=Step.FILLED))
         if prepared.manifest is None:
-            await make_consumers(client, name, await self._stood(record, prepared))
+            stood = await self._stood(record, prepared)
+            await make_consumers(client, name, stood, last=report.own_end)
         final = configurations.final(prepared.config, name, replicas=wanted.replicas)
         await release(client, filling, with_lineage(final, record.token, prepared.ancestors))
         self.crash.reach("restore.released")
