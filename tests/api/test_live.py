@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import uuid
@@ -11,9 +12,15 @@ from pathlib import Path
 import httpx
 import nats
 import pytest
+from prometheus_client import CollectorRegistry
+from starlette.types import Message
 
-from kgents_api.model.live import Frame, Place, Tail
+from kgents_api.handlers.live_client import Client, LiveMetrics
+from kgents_api.model.live import Frame, Place, PositionLostError, Tail, TypeFilter
+from kgents_api.sources.live import AgenteseLog
 from kgents_common import keyring
+from kgents_common.connection import Connection
+from kgents_common.settings import ServiceSettings
 from kgents_devstack.raw_nats import UNREADABLE_HEADERS, UNREADABLE_SUBJECTS, RawPublisher
 from kgents_devstack.servers import NatsServer, apply_streams
 from kgents_devstack.services import ServiceProcess
@@ -245,12 +252,57 @@ async def test_a_stream_made_anew_is_a_gap(own_nats: NatsServer, tmp_path: Path)
 
 async def test_a_tail_knows_its_places_by_their_times() -> None:
     """Rule: what a tail saw for itself needs no question; the same sequence of another stream is not that."""
-    tail = Tail(Place(4, 40), max_events=2, max_bytes=1000)
+    tail = Tail(Place(4, 40), "", max_events=2, max_bytes=1000)
     assert tail.holds(Place(4, 40))
     assert not tail.holds(Place(4, 41))
     tail.append([Frame(n, n * 10, "t", b"x") for n in (5, 7, 8)])
     assert [n for n in range(10) if tail.holds(Place(n, n * 10))] == [7, 8]
     assert not [n for n in range(10) if tail.holds(Place(n, n * 10 + 1))]
+
+
+async def test_no_other_stream_of_the_name_is_read_on(own_nats: NatsServer) -> None:
+    """Rule: neither by a reader that was yet to open when its stream was made anew, nor by a client that asks
+    how far it is to catch up."""
+    apply_streams(own_nats.url)
+    await published(own_nats, 3)
+    connection = Connection(
+        ServiceSettings(nats_servers=(own_nats.url,)), name="test", on_closed=lambda: None
+    )
+    await connection.start()
+    await connection.wait()
+    try:
+        log = AgenteseLog(connection)
+        before = await log.bounds("acme")
+        await made_anew(own_nats)
+        await published(own_nats, 5)
+        reader = log.reader("acme", before.last, before.stream)
+        with pytest.raises(PositionLostError):
+            await reader.next()
+        client = Client(
+            sent := SentTexts(),
+            tenant="globex",  # has nothing that it could read
+            wanted=TypeFilter(),
+            log=log,
+            turns=(),
+            may_stay=sent.may_stay,
+            metrics=LiveMetrics(CollectorRegistry()),
+            heartbeat_seconds=0.1,
+        )
+        tail = Tail(before.end, before.stream, max_events=1, max_bytes=1)
+        ended = await client.serve(tail, Place(before.last - 1), b"", asyncio.Event().wait)
+        assert ended == "position_lost"
+    finally:
+        await connection.stop()
+
+
+class SentTexts:
+    """What was sent; the client's credentials are good for one heartbeat."""
+
+    async def __call__(self, message: Message) -> None:
+        self.last = message
+
+    async def may_stay(self) -> bool:
+        return b"heartbeat" not in self.last["body"]
 
 
 async def published(server: NatsServer, count: int) -> None:

@@ -139,9 +139,12 @@ class Client:
             except TransientError:
                 await self._until(None, seconds=ASK_AGAIN_SECONDS)
                 return
+            if bounds.stream != tail.stream:
+                self.end("position_lost")
+                return
             self._metrics.catching_up.inc()
             standing.callback(self._metrics.catching_up.dec)
-            reader = self._log.reader(self._tenant, self._position)
+            reader = self._log.reader(self._tenant, self._position, tail.stream)
             standing.push_async_callback(reader.close)
             while self._position < bounds.newest and not tail.covers(self._position):
                 reading = asyncio.create_task(reader.next(), name="live.catch_up")

@@ -75,9 +75,9 @@ class Tails:
             shared.opened.set_exception(error)
             shared.opened.exception()  # whoever waits gets it; nobody may wait any more
             return
-        tail = Tail(bounds.end, max_events=self._max_events, max_bytes=self._max_bytes)
+        tail = Tail(bounds.end, bounds.stream, max_events=self._max_events, max_bytes=self._max_bytes)
         shared.opened.set_result(tail)
-        reader = self._log.reader(tenant, bounds.last)
+        reader = self._log.reader(tenant, bounds.last, bounds.stream)
         try:
             while True:
                 tail.append(await reader.next())

@@ -163,11 +163,13 @@ class Bounds:
         last_time: When the message at `last` was stored, or where there is none a time since the stream was
             created; Unix microseconds, 0 where clients are not told.
         created: When the stream was, Unix microseconds; 0 where clients are not told.
+        stream: Which of those that ever had its name it is.
     """
 
     first: int
     last: int
     newest: int
+    stream: str
     last_time: int = 0
     created: int = 0
 
@@ -213,8 +215,8 @@ class EventLog(Protocol):
             TransientError: It does not answer.
         """
 
-    def reader(self, tenant: str, after: int) -> EventReader:
-        """A reader of what comes after a sequence."""
+    def reader(self, tenant: str, after: int, stream: str) -> EventReader:
+        """A reader of what comes after a sequence of this very stream, see `Bounds.stream`."""
 
 
 class Tail:
@@ -225,11 +227,13 @@ class Tail:
     Attributes:
         floor: Everything the tenant has beyond this sequence, up to `head`, is held.
         head: The position of the reader that feeds this; `head_time` is when its message was stored.
+        stream: Which stream its positions are of, see `Bounds.stream`.
         changed: Done with the next change; replaced then.
         ended: Why it ended, once it did.
     """
 
-    def __init__(self, after: Place, *, max_events: int, max_bytes: int) -> None:
+    def __init__(self, after: Place, stream: str, *, max_events: int, max_bytes: int) -> None:
+        self.stream = stream
         self.floor = after.sequence
         self.head = after.sequence
         self.head_time = after.time

@@ -61,16 +61,19 @@ class AgenteseLog:
             first, last = max(1, int(state["first_seq"])), int(state["last_seq"])
             newest = await self._newest(tenant)
             if not self._tells_times:
-                return Bounds(first, last, newest)
+                return Bounds(first, last, newest, info["created"])
             # Of a stream that never held a message the server says the year 1.
             last_time = microseconds(state["last_ts"])
-            return Bounds(first, last, newest, last_time if last_time > 0 else created, created)
+            last_time = last_time if last_time > 0 else created
+            return Bounds(first, last, newest, info["created"], last_time, created)
         except JetStreamApiError as error:
             raise TransientError(str(error)) from error
 
-    def reader(self, tenant: str, after: int) -> OrderedReader:
-        """A reader of what comes after a sequence."""
-        return OrderedReader(self._connection, self._stream, tenant, after, tells_times=self._tells_times)
+    def reader(self, tenant: str, after: int, stream: str) -> OrderedReader:
+        """See `EventLog.reader`."""
+        return OrderedReader(
+            self._connection, self._stream, tenant, after, created=stream, tells_times=self._tells_times
+        )
 
     async def knows(self, place: Place) -> bool:
         """See `EventLog.knows`."""
@@ -117,19 +120,23 @@ def microseconds(text: str) -> int:
 class OrderedReader:
     """See `EventReader`. Not for concurrent use.
 
+    Args:
+        created: The stream's, as the server says it; one of the name that was created at another time counts
+            from 1 again, and is not read on.
+
     Attributes:
         position: The sequence of the last message seen, given out or not.
     """
 
     def __init__(
-        self, connection: Connection, stream: str, tenant: str, after: int, *, tells_times: bool
+        self, connection: Connection, stream: str, tenant: str, after: int, *, created: str, tells_times: bool
     ) -> None:
         self.position = after
         self._tells_times = tells_times
         self._connection = connection
         self._stream = stream
         self._filter = f"agentese.{tenant}.>"
-        self._created: str | None = None
+        self._created = created
         self._consumer: Forward | None = None
         self._patience = Patience("api.live", first=FIRST_WAIT, longest=LONGEST_WAIT)
 
@@ -178,9 +185,8 @@ class OrderedReader:
     async def _open(self) -> Forward:
         client = self._connection.client
         info = await request(client, f"STREAM.INFO.{self._stream}", timeout_seconds=ANSWER_SECONDS)
-        if self._created not in (None, info["created"]):
+        if info["created"] != self._created:
             raise PositionLostError("the stream was made anew")
-        self._created = info["created"]
         state = info["state"]
         if int(state["last_seq"]) < self.position:
             raise PositionLostError("the stream ends before the position")
