@@ -193,7 +193,7 @@ def test_a_stream_is_sized_by_the_rate_that_is_declared() -> None:
     assert made.max_bytes == 50 * 600 * 3 * 86400 * 1.25
 
 
-def test_a_stream_that_grows_says_when_it_is_full() -> None:
+async def test_a_stream_that_grows_says_when_it_is_full() -> None:
     """Rule: level and time to full are known before anybody is refused; the reserve is for what must fit."""
     clock = ManualClock(datetime(2026, 11, 25, tzinfo=UTC))
     connection = Connection(ServiceSettings(nats_servers=("nats://nowhere",)), name="t")
@@ -203,9 +203,17 @@ def test_a_stream_that_grows_says_when_it_is_full() -> None:
         fill.note(level, used, 1000)
         clock.advance(timedelta(seconds=10))
     assert (level.ratio, level.seconds_to_full) == (0.6, 80)
-    assert fill.has_reserve("EVENTS")
+    told: list[float] = []
+
+    async def tell() -> bool:
+        told.append(level.ratio)
+        return True
+
+    may_wait = fill.leaving_room("EVENTS", tell)
+    assert await may_wait()
     fill.note(level, 900, 1000)
-    assert not fill.has_reserve("EVENTS")
+    assert not await may_wait()
+    assert told == [0.6]
     for _ in range(200):
         fill.note(level, 900, 1000)
     assert level.seconds_to_full == math.inf
