@@ -26,7 +26,7 @@ from kgents_backup.model import segment
 from kgents_backup.model.faults import LockedError
 from kgents_backup.operations.daily import DailyOutcome, DailyRun
 from kgents_backup.operations.restoring.transaction import Restoration
-from kgents_backup.operations.standing import Inspection
+from kgents_backup.operations.standing import NOT_ENCRYPTED, Inspection
 from kgents_backup.operations.verifying import verify
 from kgents_backup.settings import BackupSettings
 from kgents_backup.sinks.store import DirectoryStore, ObjectStore, Vault
@@ -136,8 +136,10 @@ async def test_a_backup_that_lost_a_message_fails_its_drill(
         look = Inspection(
             backup.client, [backup.local, there], ("AGENTESE",), SystemClock(), has_database=False
         )
-        faults = [f.partition(" at ")[0] for f in (await look.look()).faults if "drill" in f]
+        found = await look.look()
+        faults = [f.partition(" at ")[0] for f in found.faults if "drill" in f]
         assert faults == ["AGENTESE: the last drill failed", "offsite AGENTESE: the last drill failed"]
+        assert len([note for note in found.notes if NOT_ENCRYPTED in note]) == 2
     assert len((await facts(client))["drill.failed"]) == 2
 
 
