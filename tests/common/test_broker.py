@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 from nats.aio.msg import Msg
 
 from kgents_common import broker as broker_module
 from kgents_common import delivery, streams
-from kgents_common.broker import Broker
+from kgents_common.broker import Broker, Intake
 from kgents_common.connection import Connection
+from kgents_common.hands import Hands
 from kgents_common.watchdog import Watchdog
 from kgents_devstack.servers import NatsServer
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
@@ -166,14 +168,57 @@ async def test_a_stop_gives_back_what_was_fetched(
             await asyncio.sleep(0.05)
     await broker.stop()
     monkeypatch.undo()
+    await _all_handled_by_the_next(nats_url, 10)
+    await watchdog.stop()
+
+
+async def _all_handled_by_the_next(url: str, count: int) -> None:
     handled = Handled()
-    after = Broker(settings_for(nats_url), name="next", on_closed=lambda: None)
+    after = Broker(settings_for(url), name="next", on_closed=lambda: None)
     after.subscribe(streams.METERING, handled, batch_size=50)
     await after.start()
-    await handled.wait_for(10)
+    await handled.wait_for(count)
     await after.stop()
+    assert len(handled.bodies) == count
+
+
+async def test_while_a_worker_finishes_it_takes_no_more(nats_url: str, connect: Connect) -> None:
+    """Rule: what waits is not fetched and given back until it looks like a message that never succeeds."""
+    deliveries: list[int] = []
+    finished: list[Msg] = []
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def work(message: Msg) -> None:
+        begun.set()
+        await may_end.wait()
+        await delivery.ack([message])
+        finished.append(message)
+
+    def alone(message: Msg) -> list[Msg]:
+        return [message]
+
+    hands = Hands("test", count=1, waiting=1, work=work, messages=alone, after_failure=timedelta())
+    await hands.start()
+
+    async def handle(messages: list[Msg]) -> None:
+        deliveries.extend(message.metadata.num_delivered for message in messages)
+        for message in messages:
+            await hands.put(message)
+
+    connection, watchdog, broker = await started(nats_url, connect, handle)
+    await publish(connection, 0, 10)
+    await begun.wait()
+    await Intake(broker).stop()
+    finishing = asyncio.create_task(hands.stop())
+    await publish(connection, 10, 10)
+    await asyncio.sleep(0.5)  # time enough for a hundred rounds
+    may_end.set()
+    await finishing
+    await asyncio.sleep(0.5)
+    await broker.stop()
+    assert len(deliveries) <= 10
+    await _all_handled_by_the_next(nats_url, 20 - len(finished))
     await watchdog.stop()
-    assert sorted(map(int, handled.bodies)) == list(range(10))
 
 
 async def test_a_batch_has_a_bound_in_bytes(

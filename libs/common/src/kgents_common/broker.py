@@ -6,6 +6,7 @@ What FastStream 0.7 does by default and we do not want, with what is done instea
 - a batch is collected for up to 5 s: 0.05 s;
 - its fetch, nats-py's, takes a message with a header named `Status` for a status: `pull` does it;
 - streams and consumers are declared, and existing ones changed, by a subscriber: declared by their one owner;
+- a stop of the handlers' part leaves it pulling what nobody takes any more: `Intake` ends first;
 - a consumer deleted behind its back leaves a worker that spins and handles nothing: a watchdog puts it back;
 - a client closed for good leaves a process that ignores SIGTERM: the process exits.
 """
@@ -65,6 +66,7 @@ class Broker:
         on_closed: Callable[[], None] = lambda: os._exit(EXIT_CLOSED_FOR_GOOD),
     ) -> None:
         self._stopping = False
+        self._subscriptions: list[Subscription] = []
 
         async def closed() -> None:
             if not self._stopping:
@@ -101,6 +103,7 @@ class Broker:
         )
 
         made = Subscription(subscriber)
+        self._subscriptions.append(made)
 
         async def handle(message: NatsMessage) -> None:
             with made.holding():
@@ -117,6 +120,11 @@ class Broker:
         """
         await self._faststream.start()
 
+    async def take_no_more(self) -> None:
+        """Pull nothing any more; what handlers have in hand can still be acknowledged. A stop follows."""
+        for subscription in self._subscriptions:
+            await subscription.take_no_more()
+
     async def stop(self) -> None:
         """Let the running handlers end, within the drain time, then close."""
         self._stopping = True
@@ -126,12 +134,31 @@ class Broker:
             _log.info("broker.stopped_alone", error=type(error).__name__)
 
 
+class Intake:
+    """A part that starts after the handlers' and so stops before them.
+
+    While they finish, a broker that went on would fetch and give back the same messages again and again, each
+    time a delivery more, and how often a message was delivered decides when it is set aside.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def start(self) -> None:
+        """Nothing: the broker began by itself."""
+
+    async def stop(self) -> None:
+        """Take no more."""
+        await self._broker.take_no_more()
+
+
 class Subscription:
     """One consumer's pulling in this process: whether it goes on, and how it is begun anew."""
 
     def __init__(self, subscriber: Any) -> None:
         self._subscriber = subscriber
         self._held = 0
+        self._is_over = False
 
     @property
     def quiet_seconds(self) -> float:
@@ -158,7 +185,7 @@ class Subscription:
         Raises:
             nats.errors.Error, OSError: The server does not answer.
         """
-        if self._held or not self._subscriber.running:
+        if self._held or self._is_over or not self._subscriber.running:
             return
         fetching: _Fetching | None = self._subscriber.subscription
         if fetching is not None and any(not task.done() for task in self._subscriber.tasks):
@@ -166,6 +193,12 @@ class Subscription:
             return
         await self._subscriber.stop()
         await self._subscriber.start()
+
+    async def take_no_more(self) -> None:
+        """Give back what no handler has yet, and pull nothing any more."""
+        self._is_over = True
+        if self._subscriber.subscription is not None:
+            await self._subscriber.subscription.unsubscribe()
 
 
 class _Frame(NatsBroker):
@@ -225,7 +258,7 @@ class _Fetching:
         self._client = client
         self._make = functools.partial(Pull, client, stream, consumer)
         self._pull = self._make()
-        self._is_over = False
+        self._over = asyncio.Event()
         self._fetched: list[Msg] = []
         self._is_prompt = False
         self._now = asyncio.get_running_loop().time
@@ -253,13 +286,16 @@ class _Fetching:
         Raises:
             nats.errors.TimeoutError: There is none, or JetStream did not answer.
         """
+        if self._over.is_set():
+            await asyncio.sleep(PAUSE_SECONDS)  # FastStream goes on asking until it is stopped, too
+            raise NatsTimeoutError
         found = self._fetched = []
         is_answered = False
         try:
             await self._request(found, batch, None)
             if not found:
                 await self._request(found, 1, LINGER)
-            if found and len(found) < batch and not self._is_over:
+            if found and len(found) < batch and not self._over.is_set():
                 await asyncio.sleep(COLLECT_SECONDS)
                 await self._request(found, batch - len(found), None)
             is_answered = self._pull.end is not End.LOST
@@ -267,7 +303,7 @@ class _Fetching:
                 self.note_turn()
         except (NatsError, OSError) as error:
             _log.debug("broker.not_pulling", error=type(error).__name__)
-        if self._is_over:  # FastStream drops what comes now; let another have it at once
+        if self._over.is_set():  # FastStream drops what comes now; let another have it at once
             await _give_back(found)
             raise NatsTimeoutError
         if not found:
@@ -279,7 +315,9 @@ class _Fetching:
 
     async def unsubscribe(self) -> None:
         """End; what was not handed on is given back: else it would wait for `ack_wait`."""
-        self._is_over = True
+        if self._over.is_set():
+            return
+        self._over.set()
         if self._is_prompt:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_ANSWER_SECONDS):

@@ -107,7 +107,8 @@ def transient_errors() -> Iterator[None]:
     except psycopg.Error as error:
         if not _is_of_the_server(error):
             raise
-        raise TransientError(f"postgres: {type(error).__name__}") from error
+        reason = error.diag.message_primary if error.sqlstate in _NOT_OUR_SCHEMA else None
+        raise TransientError(f"postgres: {reason or type(error).__name__}") from error
 
 
 def _is_of_the_server(error: psycopg.Error) -> bool:

@@ -26,7 +26,7 @@ from kgents_billing.sinks.store.tenants import Tenants
 from kgents_billing.sinks.stripe_api import StripeApi
 from kgents_common import database, health, service, streams, subjects
 from kgents_common.application import application
-from kgents_common.broker import Broker
+from kgents_common.broker import Broker, Intake
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
@@ -143,6 +143,7 @@ async def run(settings: BillingSettings, clock: Clock | None = None) -> None:
         Upkeep(*rounds),
         broker,
         worker,
+        Intake(broker),
     ]
     try:
         await service.serve(

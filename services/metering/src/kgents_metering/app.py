@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from kgents_common import database, health, service, streams, subjects
 from kgents_common.application import application
-from kgents_common.broker import Broker
+from kgents_common.broker import Broker, Intake
 from kgents_common.clock import Clock, SystemClock
 from kgents_common.connection import Connection
 from kgents_common.crash import CrashPoints
@@ -191,6 +191,7 @@ async def _run_writer(settings: MeteringSettings, clock: Clock) -> None:
     ]
     if deliverer is not None:
         parts.append(deliverer)
+    parts.append(Intake(broker))
     try:
         await service.serve(
             settings=settings,
