@@ -32,7 +32,7 @@ demo: $(STAMP) ## Run the main job on real parts and check that every number agr
 up: $(STAMP) ## Keep the stack running, print what to try, show what flows; FRESH=1 forgets the last run's data
 	@$(BIN)/python -m kgents_devstack up $(if $(FRESH),--fresh) $(if $(SERVICE),--service $(SERVICE))
 
-test: $(STAMP) ## Run the tests on real servers (some eleven minutes on two slow cores)
+test: $(STAMP) ## Run the tests on real servers (some nine minutes on two slow cores)
 	@$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 test-long: $(STAMP) ## Run the longer proofs
