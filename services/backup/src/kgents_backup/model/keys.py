@@ -7,6 +7,7 @@
     databases/<id>/<schema>.<table>.<part>.part … manifest.json
     heads/<stream>/<line>/<last>-<last ms>                          how far the line was archived
     restores/<stream>.json                                         a restore under way
+    restores/store                                                 what tells this store from every other
     locks/<name>.json
 
 A listing alone is enough to plan a restore: a segment's name says which sequences and moments it covers.
@@ -30,6 +31,7 @@ _HEAD = re.compile(r"heads/(?P<stream>[^/]+)/(?P<line>[^/]+)/(?P<last>\d{20})-(?
 
 HEADS = "heads/"
 MANIFEST = "manifest.json"
+STORE_IDENTITY = "restores/store"
 VERIFIED = "verified"
 
 

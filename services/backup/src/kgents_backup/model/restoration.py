@@ -40,6 +40,19 @@ class Step(StrEnum):
     FILLED = "filled"
 
 
+class Filled(msgspec.Struct, frozen=True):
+    """What stood behind the fence when it was read back and found good.
+
+    Attributes:
+        created: When the server made the stream.
+    """
+
+    created: str
+    first_sequence: int
+    last_sequence: int
+    messages: int
+
+
 class RestoreRecord(msgspec.Struct, frozen=True):
     """One restore of one stream.
 
@@ -48,6 +61,9 @@ class RestoreRecord(msgspec.Struct, frozen=True):
         messages: What the stream held when it was fenced, and its last sequence; 0 where there was none.
         config: Its configuration before it was fenced.
         consumers: Its durable consumers then.
+        store: The identity of the store whose restore it is; empty in one of an earlier release.
+        line: The line that was asked for; empty for none.
+        filled: Set with the step of that name; None in one of an earlier release.
     """
 
     stream: str
@@ -62,6 +78,9 @@ class RestoreRecord(msgspec.Struct, frozen=True):
     last_sequence: int = 0
     config: dict[str, Any] | None = None
     consumers: list[ConsumerRecord] = []
+    store: str = ""
+    line: str = ""
+    filled: Filled | None = None
 
     @property
     def is_before_replacing(self) -> bool:

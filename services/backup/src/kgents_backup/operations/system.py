@@ -96,6 +96,10 @@ class SystemRestore:
                 not asked for.
             KgentsError: A step failed; the same command goes on.
         """
+        async with self.restoration.alone:
+            return await self._run(moment, replace=replace)
+
+    async def _run(self, moment: datetime | None, *, replace: bool) -> SystemReport:
         report = SystemReport()
         dump = None
         if self.database_url is not None:

@@ -25,6 +25,11 @@ class VerbatimClient(Client):
         """The connected server's version, e.g. `2.15.1`."""
         return str(self._server_info.get("version", ""))
 
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the connected server is one of several."""
+        return bool(self._server_info.get("cluster"))
+
     async def publish_verbatim(
         self, subject: str | bytes, reply: str, headers: bytes, payload: bytes
     ) -> None:

@@ -90,6 +90,7 @@ async def _promote(backup: Backup, arguments: Arguments) -> int:
                 archive=archive,
                 scratch=backup.local,
                 clock=backup.clock,
+                owner=backup.owner,
                 force_unfenced=arguments.force_unfenced,
                 config=streams.stream_config(specification, replicas=1),
             )
@@ -146,7 +147,9 @@ async def _fail_back(backup: Backup, arguments: Arguments) -> int:
             )
             if arguments.dry_run:
                 continue
-            account, done = await disaster.fail_back(region, stream, scratch=backup.local, clock=backup.clock)
+            account, done = await disaster.fail_back(
+                region, stream, scratch=backup.local, clock=backup.clock, owner=backup.owner
+            )
             print(
                 f"{stream}: the primary is back at sequence {done.mirrored_to}, promoted by {done.how};"
                 f" {account.published} messages only it had are published"

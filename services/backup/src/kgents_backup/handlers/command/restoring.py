@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -19,6 +20,7 @@ from kgents_backup.operations.restoring import Prepared, journal, prepare, resto
 from kgents_backup.operations.restoring.beside import is_possible
 from kgents_backup.operations.restoring.transaction import Restoration, Wanted
 from kgents_backup.operations.system import SystemRestore
+from kgents_backup.sinks.ownership import LIVE, Ownership
 from kgents_backup.sinks.store import Lease
 from kgents_backup.sources.stream import stream_info
 from kgents_backup.sources.verbatim import connected
@@ -50,24 +52,25 @@ async def run_restore(backup: Backup, arguments: Arguments) -> int:
     is_good = True
     pace = await _pace(backup)
     async with backup.daily.lease(backup.local) as lease:
-        for stream in streams:
-            restoration = await _restoration(backup, arguments.store, lease, pace)
-            wanted = Wanted(
-                stream,
-                until,
-                line,
-                fall_back=arguments.fall_back,
-                replace=arguments.replace,
-                replicas=arguments.replicas,
-            )
-            try:
-                report = await restoration.bring_back(wanted)
-            except KgentsError as error:  # the other stream is not to wait for this one
-                complain(error, about=stream)
-                is_good = False
-                continue
-            print(report_text(report))
-            await backup.announcer.announce("restore.completed", asdict(report))
+        restoration = await _restoration(backup, arguments.store, lease, pace)
+        async with restoration.alone:
+            for stream in streams:
+                wanted = Wanted(
+                    stream,
+                    until,
+                    line,
+                    fall_back=arguments.fall_back,
+                    replace=arguments.replace,
+                    replicas=arguments.replicas,
+                )
+                try:
+                    report = await restoration.bring_back(wanted)
+                except KgentsError as error:  # the other stream is not to wait for this one
+                    complain(error, about=stream)
+                    is_good = False
+                    continue
+                print(report_text(report))
+                await backup.announcer.announce("restore.completed", asdict(report))
     return 0 if is_good else 1
 
 
@@ -104,13 +107,16 @@ async def _system(backup: Backup, arguments: Arguments, until: Until) -> int:
 async def run_discard(backup: Backup, arguments: Arguments) -> int:
     """`discard`: the copies of streams as they were before a restore are deleted."""
     client = await backup.client()
-    for name, config in await journal.kept_streams(client, arguments.stream):
-        if MARK in (config.get("metadata") or {}):
-            print(f"{name} stays: a restore is under way")
-            continue
-        print(f"{name}: {config.get('description')}{'' if arguments.dry_run else ': deleted'}")
+    async with contextlib.AsyncExitStack() as stack:
         if not arguments.dry_run:
-            await request(client, f"STREAM.DELETE.{name}", timeout_seconds=60)
+            await stack.enter_async_context(Ownership(client, backup.owner, backup.clock, what="discard"))
+        for name, config in await journal.kept_streams(client, arguments.stream):
+            if MARK in (config.get("metadata") or {}):
+                print(f"{name} stays: a restore is under way")
+                continue
+            print(f"{name}: {config.get('description')}{'' if arguments.dry_run else ': deleted'}")
+            if not arguments.dry_run:
+                await request(client, f"STREAM.DELETE.{name}", timeout_seconds=60)
     return 0
 
 
@@ -185,7 +191,10 @@ async def _beside(
     options = connect_options(backup.settings, "kgent-backup-restore", {})
     if is_server:
         options |= {"servers": arguments.into, "max_reconnect_attempts": 5}
-    async with connected(options) as client:
+    async with (
+        connected(options) as client,
+        Ownership(client, backup.owner, backup.clock, place=LIVE if is_server else f"into-{arguments.into}"),
+    ):
         for prepared in plans:
             report = await restore(
                 client,

@@ -8,10 +8,11 @@ from typing import Any
 from kgents_backup.model.faults import ProtocolError, RefusedError
 from kgents_backup.operations.consumers import make_consumers
 from kgents_backup.operations.disaster.accounting import Account, account
-from kgents_backup.operations.disaster.fencing import fence
-from kgents_backup.operations.disaster.promoting import Promotion, promote
+from kgents_backup.operations.disaster.fencing import fence, refuse_restoring
+from kgents_backup.operations.disaster.promoting import Promotion, promote_alone
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region, mirror
 from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.sinks.ownership import Ownership
 from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.stream import StreamInfo, durable_consumers, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
@@ -25,6 +26,7 @@ async def fail_back(
     *,
     scratch: Vault,
     clock: Clock,
+    owner: str = "",
     seconds: float = 600,
 ) -> tuple[Account, Promotion]:
     """Bring the stream back to the primary region: account, mirror the other way, fence DR, promote, mirror.
@@ -33,12 +35,27 @@ async def fail_back(
 
     Raises:
         RefusedError: The primary's stream takes writes, or the DR region's was not promoted.
+        LockedError: Another run changes streams of one of the regions.
+        RestoringError: The stream is being restored in one of them.
         ProtocolError: The primary did not catch up in time; run it again.
         TransientError: A region does not answer.
     """
+    async with (
+        Ownership(await region.dr(), owner, clock, what="fail-back"),
+        Ownership(await region.primary(), owner, clock, what="fail-back"),
+    ):
+        return await _fail_back(region, stream, scratch=scratch, clock=clock, seconds=seconds)
+
+
+async def _fail_back(
+    region: Region, stream: str, *, scratch: Vault, clock: Clock, seconds: float
+) -> tuple[Account, Promotion]:
     primary, dr = await region.primary(), await region.dr()
     back = region.turned()
     existing = await stream_info(primary, stream)
+    for info in (existing, await stream_info(dr, stream)):
+        if info is not None:
+            refuse_restoring(info)
     found = Account(stream)
     if existing is None or not existing.config.get("mirror"):
         if existing is not None:
@@ -59,7 +76,7 @@ async def fail_back(
     # Writes stop here, and start again at the primary with its promotion.
     await fence(back, stream)
     await _caught_up(primary, dr, stream, seconds)
-    done = await promote(
+    done = await promote_alone(
         back, stream, subjects, archive=None, scratch=scratch, clock=clock, config=_limits(promoted)
     )
     done.notes.clear()

@@ -8,8 +8,10 @@ from enum import StrEnum
 import structlog
 
 from kgents_backup.model import configurations
+from kgents_backup.model.faults import RestoringError
+from kgents_backup.model.restoration import is_closed
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region
-from kgents_backup.sources.stream import stream_info
+from kgents_backup.sources.stream import StreamInfo, stream_info
 from kgents_common.errors import KgentsError, TransientError
 from kgents_common.streams import request
 
@@ -22,6 +24,19 @@ class Fencing(StrEnum):
     FENCED = "fenced"
     AWAY = "away"
     HALF_DEAD = "half dead"
+
+
+def refuse_restoring(info: StreamInfo) -> None:
+    """Leave a stream alone that is being restored.
+
+    Raises:
+        RestoringError: It is, or its restore was interrupted.
+    """
+    if is_closed(info.config):
+        raise RestoringError(
+            f"{info.name} is being restored, or its restore was interrupted",
+            hint="finish it first with its own command, or take it back: `kgents-backup restore --undo`",
+        )
 
 
 async def fence(region: Region, stream: str) -> bool:
@@ -41,6 +56,10 @@ async def try_fence(region: Region, stream: str) -> Fencing:
             return Fencing.FENCED
         if FENCED_SUBJECTS in (info.config.get("metadata") or {}):
             return Fencing.FENCED
+        if is_closed(info.config):
+            # Its mark and fence are the restore's; once that opens it, it would take writes again.
+            _log.warning("dr.not_fenced", stream=stream, error="it is being restored")
+            return Fencing.HALF_DEAD
         config = configurations.final(info.config, stream)
         config["metadata"] = {
             **(config.get("metadata") or {}),

@@ -14,7 +14,7 @@ from kgents_backup.model.documents import ConsumerRecord
 from kgents_backup.model.faults import CorruptError, RefusedError
 from kgents_backup.model.plan import RestorePlan, Until
 from kgents_backup.operations.consumers import make_consumers
-from kgents_backup.operations.disaster.fencing import Fencing, try_fence
+from kgents_backup.operations.disaster.fencing import Fencing, refuse_restoring, try_fence
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region
 from kgents_backup.operations.restoring import (
     Prepared,
@@ -24,6 +24,7 @@ from kgents_backup.operations.restoring import (
     widen,
 )
 from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.sinks.ownership import Ownership
 from kgents_backup.sinks.replay import (
     Replay,
 )
@@ -69,6 +70,7 @@ async def promote(
     archive: Vault | None,
     scratch: Vault,
     clock: Clock,
+    owner: str = "",
     config: dict[str, Any] | None = None,
     force_unfenced: bool = False,
 ) -> Promotion:
@@ -80,18 +82,46 @@ async def promote(
     Args:
         archive: A store that outlived the primary; None to promote without looking.
         scratch: Where a server before 2.12 keeps the copy through which it is promoted.
+        owner: Who we are, for another run that is refused meanwhile.
         config: Limits to end up with (duplicate window, age, bytes), of the primary's stream.
-
         force_unfenced: Go on although the old primary answers and cannot be fenced: it may take writes.
 
     Raises:
         RefusedError: It is not a mirror, or the old primary answers and cannot be fenced.
+        LockedError: Another run changes streams of the DR region.
+        RestoringError: Taking a restore of the stream back was interrupted there.
         TransientError: The DR region does not answer.
     """
+    async with Ownership(await region.dr(), owner, clock, what="promotion"):
+        return await promote_alone(
+            region,
+            stream,
+            subjects,
+            archive=archive,
+            scratch=scratch,
+            clock=clock,
+            config=config,
+            force_unfenced=force_unfenced,
+        )
+
+
+async def promote_alone(
+    region: Region,
+    stream: str,
+    subjects: Sequence[str],
+    *,
+    archive: Vault | None,
+    scratch: Vault,
+    clock: Clock,
+    config: dict[str, Any] | None = None,
+    force_unfenced: bool = False,
+) -> Promotion:
+    """As `promote`, for whoever owns the DR region's streams already."""
     dr = await region.dr()
     info = await stream_info(dr, stream)
     if info is None or not info.config.get("mirror"):
         raise RefusedError(f"the DR region has no mirror of {stream}", hint="see `dr status`")
+    refuse_restoring(info)
     fenced_how = await try_fence(region, stream)
     if fenced_how is Fencing.HALF_DEAD and not force_unfenced:
         raise RefusedError(

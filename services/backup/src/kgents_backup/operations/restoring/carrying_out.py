@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -13,9 +14,15 @@ from kgents_backup.model.faults import (
     RefusedError,
 )
 from kgents_backup.model.ports import NoProgress, Progress
-from kgents_backup.model.restoration import is_left_half, with_lineage
+from kgents_backup.model.restoration import is_left_half, read_lineage, with_lineage
 from kgents_backup.operations.restoring.filling import Filling, replay_tail, restore_base, settled
-from kgents_backup.operations.restoring.opening import refuse_fenced_subjects, widen
+from kgents_backup.operations.restoring.opening import (
+    filled_of,
+    refuse_another_filling,
+    refuse_another_stream,
+    refuse_fenced_subjects,
+    widen,
+)
 from kgents_backup.operations.restoring.preparing import Prepared
 from kgents_backup.operations.restoring.reporting import RestoreReport
 from kgents_backup.sinks.store import Vault
@@ -91,15 +98,33 @@ async def fill(client: VerbatimClient, filling: Filling) -> int:
     return position
 
 
-async def release(client: VerbatimClient, filling: Filling, final: dict[str, Any]) -> None:
-    """Open a filled stream: its replicas, its own configuration.
+async def release(
+    client: VerbatimClient,
+    filling: Filling,
+    final: dict[str, Any],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Open a filled stream: its replicas, its own configuration; then look whether it is what is open.
+
+    Args:
+        check: Raises where another may be at work; asked right before it is opened.
 
     Raises:
-        ProtocolError: It must not be opened; it stays closed.
+        ProtocolError: It must not be opened, and stays closed; or what is open is another stream.
     """
+    report = filling.report
     await refuse_fenced_subjects(client, filling.name, filling.prefix)
     await widen(client, filling.fenced, final["num_replicas"])
+    info = await refuse_another_filling(
+        client, filling.fenced, messages=report.messages, last_sequence=report.last_sequence
+    )
+    check()
     await request(client, f"STREAM.UPDATE.{filling.name}", final, timeout_seconds=60)
+    lineage = read_lineage(final)
+    await refuse_another_stream(
+        client, filling.name, filled_of(info), token=lineage.token if lineage else None
+    )
     filling.report.consumers = await _consumers(client, filling)
 
 

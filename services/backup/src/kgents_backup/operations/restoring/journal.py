@@ -16,28 +16,33 @@ from kgents_common.streams import request
 async def find(client: VerbatimClient, vault: Vault, stream: str) -> RestoreRecord | None:
     """The record of the stream's restore; None where none is under way.
 
-    Where the store lost it, the streams tell how far it was.
+    Where the store lost it, or another store's restore came after it, the streams tell how far it is.
 
     Raises:
         StoreError, TransientError: Store or server do not answer.
     """
+    stored: RestoreRecord | None = None
     with contextlib.suppress(CorruptError):
-        return await vault.read_document(record_key(stream), RestoreRecord)
+        stored = await vault.read_document(record_key(stream), RestoreRecord)
+    marked = await _marks(client, stream)
+    if stored is not None and (not marked or stored.token in {m.token for m in marked}):
+        return stored
+    return marked[0] if marked else None
+
+
+async def _marks(client: VerbatimClient, stream: str) -> list[RestoreRecord]:
+    """What the server says is under way: the stream itself, or its copies where it is gone."""
     info = await stream_info(client, stream)
-    marked = read_mark(info.config) if info else None
-    if marked is not None:
-        return marked
     if info is not None:
-        return None
+        marked = read_mark(info.config)
+        return [marked] if marked is not None else []
+    found: list[RestoreRecord] = []
     for name, config in await kept_streams(client, stream):
         left = read_mark(config)
         if left is not None:
-            return RestoreRecord(
-                **{f: getattr(left, f) for f in left.__struct_fields__ if f not in ("step", "kept")},
-                step=Step.REPLACING,
-                kept=name,
-            )
-    return None
+            fields = {f: getattr(left, f) for f in left.__struct_fields__ if f not in ("step", "kept")}
+            found.append(RestoreRecord(**fields, step=Step.REPLACING, kept=name))
+    return found
 
 
 async def write(vault: Vault, record: RestoreRecord) -> RestoreRecord:

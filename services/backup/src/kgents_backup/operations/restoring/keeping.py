@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -62,11 +63,16 @@ async def keep(client: VerbatimClient, record: RestoreRecord) -> None:
     _log.info("restore.kept", stream=record.stream, kept=record.kept)
 
 
-async def bring_back_kept(client: VerbatimClient, record: RestoreRecord) -> None:
+async def bring_back_kept(
+    client: VerbatimClient, record: RestoreRecord, *, check: Callable[[], None] = lambda: None
+) -> None:
     """Make the copy the stream again, with its own configuration and consumers.
 
     Before 2.12 a mirror cannot become a stream: messages are published back at their own sequences, and
     their times are in the header `Kgents-Original-Time`.
+
+    Args:
+        check: Raises where another may be at work; asked right before it is opened.
 
     Raises:
         ProtocolError, JetStreamApiError: The server did not take it; the copy is still there.
@@ -100,6 +106,7 @@ async def bring_back_kept(client: VerbatimClient, record: RestoreRecord) -> None
     await _reach(client, stream, prefix, record.last_sequence)
     # Before it is open: once it is, an attempt that was interrupted is over, and nobody would make them.
     await make_consumers(client, stream, record.consumers)
+    check()
     await request(client, f"STREAM.UPDATE.{stream}", record.config, timeout_seconds=60)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from kgents_backup.model.faults import (
     ProtocolError,
 )
+from kgents_backup.model.restoration import Filled, read_lineage
+from kgents_backup.sources.stream import StreamInfo, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.errors import TransientError
 from kgents_common.streams import JetStreamApiError, request
@@ -65,3 +67,68 @@ async def refuse_fenced_subjects(client: VerbatimClient, name: str, prefix: str)
             f"the server stored {sum(wrong.values())} messages of {name} under the restore's own subjects",
             hint="the stream stays closed to publishers: run the restore again with --replace",
         )
+
+
+def filled_of(info: StreamInfo) -> Filled:
+    """A filled stream, to know it by."""
+    return Filled(info.created, info.first_sequence, info.last_sequence, info.messages)
+
+
+async def refuse_another_filling(
+    client: VerbatimClient, fenced: dict[str, Any], *, messages: int, last_sequence: int
+) -> StreamInfo:
+    """Make sure that what stands behind the fence is what was filled there; it, as it stands.
+
+    Raises:
+        ProtocolError: Another run made the stream anew, or wrote to it; it must not be opened.
+    """
+    info = await stream_info(client, fenced["name"])
+    if info is None or info.config["subjects"] != fenced["subjects"]:
+        raise ProtocolError(
+            f"the stream {fenced['name']} is not the one that was filled: it was made anew, or is gone",
+            hint="see that no other restore runs, then run it again",
+        )
+    if (info.messages, info.last_sequence) != (messages, last_sequence):
+        raise ProtocolError(
+            f"{fenced['name']} holds {info.messages} messages up to sequence {info.last_sequence}, not the"
+            f" {messages} up to {last_sequence} that were filled in",
+            hint="see that no other restore runs, then run it again",
+        )
+    return info
+
+
+async def refuse_another_stream(
+    client: VerbatimClient, name: str, filled: Filled, *, token: str | None = None, is_fresh: bool = True
+) -> None:
+    """Make sure that the stream which is open is the one that was filled; what is published follows it.
+
+    Args:
+        token: Of the restore, where its lineage carries it.
+        is_fresh: Whether it was opened right now; later on messages may have been erased from it.
+
+    Raises:
+        ProtocolError: It is another, or holds less.
+    """
+    info = await stream_info(client, name)
+    if info is not None and _is_the_one(info, filled, token, is_fresh=is_fresh):
+        return
+    held = f"{info.messages} messages up to sequence {info.last_sequence}" if info else "nothing: it is gone"
+    raise ProtocolError(
+        f"the stream {name} that is open now is not the one that was restored: it holds {held}, not the"
+        f" {filled.messages} up to {filled.last_sequence} that were read back",
+        hint="see that no other restore runs, then restore once more, with --replace",
+    )
+
+
+def _is_the_one(info: StreamInfo, filled: Filled, token: str | None, *, is_fresh: bool) -> bool:
+    lineage = read_lineage(info.config)
+    if token is not None and (lineage is None or lineage.token != token):
+        return False
+    # In a cluster the time is each leader's own.
+    if info.config["num_replicas"] == 1 and info.created != filled.created:
+        return False
+    if info.last_sequence < filled.last_sequence:
+        return False
+    # Its own limits hold again: what is too old may be gone from the front, what they count from anywhere.
+    may_lack = not is_fresh or info.config.get("max_msgs_per_subject", -1) > 0
+    return may_lack or info.messages >= filled.messages or info.first_sequence > filled.first_sequence

@@ -38,9 +38,16 @@ from kgents_backup.operations.restoring.beside import fill_beside
 from kgents_backup.operations.restoring.carrying_out import fill, release
 from kgents_backup.operations.restoring.filling import Filling
 from kgents_backup.operations.restoring.keeping import with_step
+from kgents_backup.operations.restoring.opening import (
+    filled_of,
+    refuse_another_filling,
+    refuse_another_stream,
+)
 from kgents_backup.operations.restoring.preparing import Prepared, prepare
 from kgents_backup.operations.restoring.reporting import RestoreReport
+from kgents_backup.operations.restoring.resuming import refuse_another, store_identity
 from kgents_backup.operations.restoring.verifying import read_back
+from kgents_backup.sinks.ownership import Ownership
 from kgents_backup.sinks.store import Lease, Vault
 from kgents_backup.sources.stream import durable_consumers, stream_info
 from kgents_backup.sources.verbatim import VerbatimClient
@@ -100,6 +107,11 @@ class Restoration:
     on_plan: Callable[[Prepared], None] = lambda _prepared: None
     progress: Progress = field(default_factory=NoProgress)
     crash: CrashPoints = field(default_factory=lambda: CrashPoints(None))
+    alone: Ownership = field(init=False)
+
+    def __post_init__(self) -> None:
+        """The server's streams are changed by one run at a time: `alone`, held around each of these."""
+        object.__setattr__(self, "alone", Ownership(self.client, self.owner, self.clock))
 
     async def bring_back(self, wanted: Wanted) -> RestoreReport:
         """Restore the stream, or go on with a restore that was interrupted.
@@ -107,29 +119,42 @@ class Restoration:
         An error before the stream as it was is deleted opens it again.
 
         Raises:
-            RefusedError: There is a stream, and replacing it was not asked for.
+            RefusedError: There is a stream, and replacing it was not asked for; or another restore of it was
+                interrupted.
+            LockedError: Another run changes streams of this server.
             UnrecoverableError, CorruptError: The store does not lead there; nothing is changed.
             TransientError: Server, store or lock failed; run it again.
         """
+        async with self.alone:
+            return await self._bring_back(wanted)
+
+    def _check(self) -> None:
+        self.check()
+        self.alone.check()
+
+    async def _bring_back(self, wanted: Wanted) -> RestoreReport:
         begun = self.clock.monotonic()
         record = await journal.find(self.client, self.work, wanted.stream)
-        if record is not None and not record.is_before_replacing:
+        if record is not None:
             live = await stream_info(self.client, record.stream)
-            if live is not None and _is_released(live.config, record):
+            if live is not None and not record.is_before_replacing and _is_released(live.config, record):
                 return await self._finish(record)
             if live is not None and not is_closed(live.config):
-                # Made by somebody since, and written to: it is a stream like any other.
+                # Made, or opened again from elsewhere, and written to: it is a stream like any other.
                 await self._let_go(record)
                 record = None
         if record is None:
             record = await self._begin(wanted)
         else:
+            identity = await store_identity(self.work.store)
+            refuse_another(record, identity, str(wanted.until), str(wanted.line or ""))
             _log.warning("restore.resumed", stream=record.stream, step=record.step)
         if record.is_before_replacing:
             try:
                 record, prepared = await self._make_ready(record, wanted)
             except KgentsError:
-                await self.undo(record.stream)
+                if self.alone.is_held:  # else what another may have begun would be taken back
+                    await self._undo(record.stream)
                 raise
         else:
             prepared = await self._prepare(wanted)
@@ -152,8 +177,13 @@ class Restoration:
 
         Raises:
             RefusedError: None is under way.
+            LockedError: Another run changes streams of this server.
             TransientError: Server or store failed; run it again.
         """
+        async with self.alone:
+            return await self._undo(stream)
+
+    async def _undo(self, stream: str) -> str:
         record = await journal.find(self.client, self.work, stream)
         if record is None:
             raise RefusedError(f"no restore of {stream} is under way", hint="see `kgents-backup status`")
@@ -165,7 +195,8 @@ class Restoration:
                 hint=f"the stream as it was is kept as {record.kept}" if record.kept else "see `list`",
             )
         if not record.is_before_replacing and record.kept:
-            await keeping.bring_back_kept(self.client, record)
+            self._check()
+            await keeping.bring_back_kept(self.client, record, check=self._check)
             done = f"{stream} is as it was: {record.messages} messages"
         elif not record.is_before_replacing:
             await self._delete(stream)
@@ -202,6 +233,8 @@ class Restoration:
             began_at=self.clock.now().isoformat(),
             owner=self.owner,
             until=str(wanted.until),
+            store=await store_identity(self.work.store),
+            line=str(wanted.line or ""),
         )
         if live is not None:
             record = with_step(
@@ -244,7 +277,7 @@ class Restoration:
             await self._archive_to_the_end(record)
             self.crash.reach("restore.archived")
         prepared = await self._prepare(wanted)
-        self.check()
+        self._check()
         await keeping.keep(client, record)
         self.crash.reach("restore.kept")
         return await journal.write(self.work, with_step(record, step=Step.KEPT)), prepared
@@ -290,7 +323,7 @@ class Restoration:
 
     async def _replace(self, record: RestoreRecord, wanted: Wanted, prepared: Prepared) -> RestoreReport:
         client, name = self.client, record.stream
-        self.check()
+        self._check()
         record = await journal.write(self.work, with_step(record, step=Step.REPLACING))
         self.crash.reach("restore.replacing")
         await self._delete(name)
@@ -299,7 +332,8 @@ class Restoration:
         if record.kept:
             report.live_before, report.live_last = record.messages, record.last_sequence
         report.kept = record.kept
-        prefix = configurations.fence_prefix(name, record.token)
+        # Of this run alone: one that is late and does not know it reaches nothing.
+        prefix = configurations.fence_prefix(name, secrets.token_hex(4))
         fenced = mark(configurations.fenced(prepared.config, name, prefix, replicas=1), record)
         filling = Filling(self.source, prepared, fenced, prefix, report, self.progress)
         base_end = await self._fill(filling)
@@ -321,13 +355,25 @@ class Restoration:
         )
         self.crash.reach("restore.verified")
         _refuse_loss(record, wanted, report)
-        self.check()
-        await journal.write(self.work, with_step(record, step=Step.FILLED))
+        self._check()
+        filled = filled_of(
+            await refuse_another_filling(
+                client, fenced, messages=report.messages, last_sequence=report.last_sequence
+            )
+        )
+        record = await journal.write(self.work, with_step(record, step=Step.FILLED, filled=filled))
         if prepared.manifest is None:
             stood = await self._stood(record, prepared)
             await make_consumers(client, name, stood, last=report.own_end)
         final = configurations.final(prepared.config, name, replicas=wanted.replicas)
-        await release(client, filling, with_lineage(final, record.token, prepared.ancestors))
+        opened = with_lineage(final, record.token, prepared.ancestors)
+        try:
+            await release(client, filling, opened, check=self._check)
+        except ProtocolError:
+            live = await stream_info(client, name)
+            if live is not None and not is_closed(live.config):
+                await self._let_go(record)  # another's, or emptied: the next run begins anew
+            raise
         self.crash.reach("restore.released")
         await self._let_go(record)
         report.notes += prepared.notes
@@ -341,7 +387,19 @@ class Restoration:
         return await fill(self.client, filling)
 
     async def _finish(self, record: RestoreRecord) -> RestoreReport:
-        """A restore that was interrupted after the stream was opened."""
+        """A restore that was interrupted after the stream was opened.
+
+        Raises:
+            ProtocolError: Another stream is open instead; the next run begins anew.
+        """
+        if record.filled is not None:
+            try:
+                await refuse_another_stream(
+                    self.client, record.stream, record.filled, token=record.token, is_fresh=False
+                )
+            except ProtocolError:
+                await self._let_go(record)
+                raise
         info = await stream_info(self.client, record.stream)
         report = RestoreReport(record.stream, record.stream, kept=record.kept)
         if info is not None:
