@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.backup.commands import Commands
 from tests.backup.streams import STREAM, add_consumer, archive, fill, make_stream, read_all
 
 from kgents_backup.app import Backup
@@ -28,11 +29,13 @@ from kgents_backup.sinks.ownership import Ownership
 from kgents_backup.sinks.store import DirectoryStore, Sealer, Vault
 from kgents_backup.sinks.store.process import Process
 from kgents_backup.sources.stream import stream_info
-from kgents_backup.sources.verbatim import VerbatimClient
+from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common.clock import SystemClock
 from kgents_common.crash import CrashPoints
+from kgents_common.errors import TransientError
 from kgents_common.streams import request
 from kgents_devstack.fixtures import remove_streams
+from kgents_devstack.servers import NatsServer
 from kgents_devstack.waiting import reached as until
 
 CLOCK = SystemClock()
@@ -176,6 +179,74 @@ async def test_who_was_killed_owns_nothing_soon_and_no_hand_is_needed(
         third.check()
 
 
+@pytest.mark.long
+async def test_a_server_that_restarts_knows_the_owner(
+    own_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: a restart in the middle hands the streams to nobody else; a server that lost everything forgets
+    the owner, too, who does nothing more."""
+    monkeypatch.setattr(ownership, "LEASE", timedelta(seconds=4))
+    options = {"servers": own_nats.url, "reconnect_time_wait": 0.05, "max_reconnect_attempts": -1}
+    async with connected(options) as client, Ownership(client, "first", CLOCK) as held:
+        await asyncio.to_thread(own_nats.stop)
+        await asyncio.to_thread(own_nats.start)
+
+        async def is_refused() -> bool:
+            try:
+                async with Ownership(client, "second", CLOCK):
+                    return False
+            except LockedError:
+                return True
+            except TransientError:
+                return False
+
+        await until(is_refused)
+        await asyncio.sleep(4)
+        held.check()  # renewed since
+        assert await is_refused()
+        await request(client, f"STREAM.DELETE.{ownership.STREAM}")
+
+        async def is_noticed() -> bool:
+            return not held.is_held
+
+        await until(is_noticed)
+        assert not await is_refused()
+
+
+@pytest.mark.long
+async def test_two_commands_from_two_directories(
+    each_nats_server: NatsServer,
+    each_client: VerbatimClient,
+    vault: Vault,
+    other_vault: Vault,
+    tmp_path: Path,
+) -> None:
+    """Rule: as processes: one restores, one says whose it met; killed, its own command goes on at once, and
+    from the other directory it is refused with the next step."""
+    whole = await archived(each_client, vault, other_vault)
+    one = Commands(each_nats_server.url, tmp_path / "backup")
+    other = Commands(each_nats_server.url, tmp_path / "other")
+    command = "restore --stream AGENTESE --replace"
+    ended = await asyncio.gather(one(command), other(command))
+    # As the processes come up: one is refused, or begins when the other is done.
+    assert sorted(code for code, _ in ended) in ([0, 0], [0, 1])
+    assert await bodies(each_client) == whole
+    async with Ownership(each_client, "somebody", CLOCK):
+        code, said = await other(command)
+    assert code == 1
+    assert "error: a restore of this server's streams is under way since" in said
+    assert "by somebody\nhint: wait for it" in said
+    # The one that was refused archives what is there now, as its service would.
+    await archive(each_client, vault)
+    code, _ = await one(command, KGENTS_CRASH_AT="restore.deleted")
+    assert code not in (0, 1)
+    code, said = await other(command)
+    assert (code, "is of another backup directory" in said) == (1, True)
+    code, said = await one(command)
+    assert code == 0, said
+    assert await bodies(each_client) == whole
+
+
 async def test_only_the_same_restore_is_gone_on_with(
     client: VerbatimClient, vault: Vault, other_vault: Vault
 ) -> None:
@@ -249,25 +320,23 @@ async def test_a_stream_that_was_made_anew_behind_the_fence_is_not_opened(
     whole = await archived(client, vault)
     read_back = verifying.read_back
 
-    async def then_made_anew(client: VerbatimClient, *given: Any, **named: Any) -> Any:
-        found = await read_back(client, *given, **named)
-        info = await stream_info(client, STREAM)
+    async def then_another(asked: VerbatimClient, *given: Any, **named: Any) -> Any:
+        found = await read_back(asked, *given, **named)
+        info = await stream_info(asked, STREAM)
         assert info is not None
-        await request(client, f"STREAM.DELETE.{STREAM}")
-        subjects = (
-            ["kgents.restore.AGENTESE-of-another.>"] if is_fenced_by_another else info.config["subjects"]
-        )
-        await request(
-            client,
-            f"STREAM.CREATE.{STREAM}",
-            {k: v for k, v in info.config.items() if k != "subject_transform"} | {"subjects": subjects},
-        )
+        if is_emptied:
+            await request(asked, f"STREAM.DELETE.{STREAM}")
+            await request(asked, f"STREAM.CREATE.{STREAM}", info.config)
+        else:
+            config = {k: v for k, v in info.config.items() if k != "subject_transform"}
+            config["subjects"] = ["kgents.restore.AGENTESE-of-another.>"]
+            await request(asked, f"STREAM.UPDATE.{STREAM}", config)
         return found
 
-    for is_fenced_by_another in (True, False):  # noqa: B007 the stand-in above reads it
+    for is_emptied, said in ((False, "not the one that was filled"), (True, "holds 0 messages up to")):  # noqa: B007
         with monkeypatch.context() as patch:
-            patch.setattr(transaction, "read_back", then_made_anew)
-            with pytest.raises(ProtocolError, match=r"not the one that was filled|holds 0 messages"):
+            patch.setattr(transaction, "read_back", then_another)
+            with pytest.raises(ProtocolError, match=said):
                 await restoration(client, vault).bring_back(REPLACE)
         info = await stream_info(client, STREAM)
         assert info is not None
