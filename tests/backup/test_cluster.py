@@ -19,9 +19,10 @@ from tests.backup.streams import (
     shown,
 )
 
-from kgents_backup.model.plan import Until
-from kgents_backup.operations.restoring import prepare, restore
+from kgents_backup.model.faults import LockedError
+from kgents_backup.operations.restoring.transaction import Restoration, Wanted
 from kgents_backup.operations.snapshotting import take_snapshot
+from kgents_backup.sinks.ownership import STREAM as OWNERS
 from kgents_backup.sinks.replay import without_original_time
 from kgents_backup.sinks.store import Vault
 from kgents_backup.sources.stream import durable_consumers
@@ -38,7 +39,7 @@ from kgents_devstack.waiting import reached
 async def test_a_replicated_stream_comes_back_on_the_cluster(
     tmp_path: Path, vault: Vault, version: str
 ) -> None:
-    """Rule: R3 before, R3 after; every message and every consumer's place."""
+    """Rule: R3 before, R3 after; every message and every consumer's place; one owner for all three nodes."""
     cluster = NatsCluster(tmp_path / "cluster", version=version)
     await asyncio.to_thread(cluster.start)
     try:
@@ -57,8 +58,13 @@ async def test_a_replicated_stream_comes_back_on_the_cluster(
             floors = [(c.name, c.ack_floor) for c in await durable_consumers(client, STREAM)]
 
             await client.jetstream().delete_stream(STREAM)
-            prepared = await prepare(vault, STREAM, Until())
-            report = await restore(client, vault, prepared, clock=SystemClock())
+            restoration = Restoration(client, vault, vault, SystemClock(), "first")
+            async with restoration.alone:
+                with pytest.raises(LockedError, match=r"under way since .*, by first"):
+                    await Restoration(client, vault, vault, SystemClock(), "second").undo(STREAM)
+                owners = await request(client, f"STREAM.INFO.{OWNERS}")
+                assert owners["config"]["num_replicas"] == 3
+                report = await restoration.bring_back(Wanted(STREAM))
 
             after = await read_all(client)
             plain = [(m.sequence, m.subject, without_original_time(m.headers), m.body) for m in after]

@@ -136,18 +136,23 @@ async def test_while_it_is_held_nobody_else_takes_back_discards_or_promotes(
 
 
 async def test_who_was_killed_owns_nothing_soon_and_no_hand_is_needed(
-    each_client: VerbatimClient, monkeypatch: pytest.MonkeyPatch
+    client: VerbatimClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule: the server forgets an owner that does not renew, by its own clock; one of this machine whose
     process is gone is followed at once; one that is late and lives must do nothing more."""
-    monkeypatch.setattr(ownership, "LEASE", timedelta(seconds=1))
-    killed = Ownership(each_client, "killed elsewhere", CLOCK)
+    monkeypatch.setattr(ownership, "LEASE", timedelta(seconds=2))
+    killed = Ownership(client, "killed elsewhere", CLOCK)
     await killed.__aenter__()
     assert killed._renewing is not None
-    await asyncio.sleep(1.5)
-    killed.check()  # renewed
+    first = killed._sequence
+
+    async def is_renewed() -> bool:
+        return killed._sequence > first
+
+    await until(is_renewed)
+    killed.check()
     killed._renewing.cancel()
-    second = Ownership(each_client, "second", CLOCK)
+    second = Ownership(client, "second", CLOCK)
     with pytest.raises(LockedError, match="by killed elsewhere"):
         await second.__aenter__()
 
@@ -169,8 +174,8 @@ async def test_who_was_killed_owns_nothing_soon_and_no_hand_is_needed(
     dead = Process(own.host, own.boot, own.space, own.number, "another")
     with monkeypatch.context() as patch:
         patch.setattr(Process, "own", classmethod(lambda _: dead))
-        late = Ownership(each_client, "late", CLOCK)
-    async with late, Ownership(each_client, "third", CLOCK) as third:
+        late = Ownership(client, "late", CLOCK)
+    async with late, Ownership(client, "third", CLOCK) as third:
 
         async def is_noticed() -> bool:
             return not late.is_held

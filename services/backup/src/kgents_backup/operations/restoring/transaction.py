@@ -194,9 +194,9 @@ class Restoration:
                 f"{stream} is open and takes messages: there is nothing to undo",
                 hint=f"the stream as it was is kept as {record.kept}" if record.kept else "see `list`",
             )
+        self.alone.check()
         if not record.is_before_replacing and record.kept:
-            self._check()
-            await keeping.bring_back_kept(self.client, record, check=self._check)
+            await keeping.bring_back_kept(self.client, record, check=self.alone.check)
             done = f"{stream} is as it was: {record.messages} messages"
         elif not record.is_before_replacing:
             await self._delete(stream)
@@ -259,6 +259,7 @@ class Restoration:
             )
         was_closed = record.config is not None and is_closed(record.config)
         if not is_closed(live.config):
+            self._check()
             await keeping.fence(client, with_step(record, step=Step.FENCED))
             self.crash.reach("restore.fenced")
         live = await stream_info(client, stream) or live
