@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kgents_api.handlers.intake import Limits, read_events
+from kgents_api.handlers.intake import Limits, read_each, read_events
 from kgents_api.handlers.refusal import Refused
 from kgents_api.model.caller import Caller
 from kgents_common import envelope
@@ -176,3 +176,30 @@ def test_a_good_event_passes_the_same_check() -> None:
     assert isinstance(outcome({"content-type": KINDS[1]}, b"[" + body + b"]", CALLERS[1]), list)
     binary = {f"ce-{name}": value for name, value in event("b").items() if name != "data"}
     assert isinstance(outcome({**binary, "content-type": "application/json"}, b'{"a": 1}'), list)
+
+
+def test_a_session_bound_to_its_sources_is_so_however_its_events_come() -> None:
+    """Rule: alone, in a batch, as plain JSON, in headers, judged one by one: another's source is refused."""
+    caller = Caller("acme", frozenset({"events:write"}), "session", agent="a1", sources=("agents/a1",))
+    mine, foreign = event("b1", source="agents/a1"), event("b2", source="agents/a2")
+    for kind in ("application/cloudevents+json", "application/json"):
+        assert isinstance(outcome({"content-type": kind}, encoded(mine), caller), list)
+        assert status_of({"content-type": kind}, encoded(foreign), caller) == 403
+    for kind in ("application/cloudevents-batch+json", "application/json"):
+        assert isinstance(outcome({"content-type": kind}, encoded([mine]), caller), list)
+        assert status_of({"content-type": kind}, encoded([mine, foreign]), caller) == 403
+    for source, status in (("agents/a1", 202), ("agents/a2", 403)):
+        names = {"ce-specversion": "1.0", "ce-id": "b3", "ce-source": source, "ce-type": "t"}
+        assert status_of({"content-type": "application/json", **names}, b"{}", caller) == status
+    good, refused = read_each(encoded([mine, foreign]), caller=caller, now=NOW, limits=LIMITS)
+    assert ([one.id for one in good], [one.index for one in refused]) == (["b1"], [1])
+
+
+def encoded(found: object) -> bytes:
+    return json.dumps(found).encode()
+
+
+def status_of(headers: dict[str, str], body: bytes, caller: Caller) -> int:
+    """The status of an answer; 202 for what is taken."""
+    found = outcome(headers, body, caller)
+    return found.response.status_code if isinstance(found, Refused) else 202

@@ -109,11 +109,15 @@ async def test_a_message_is_buried_whole_and_once(
 async def test_a_sequence_used_before_is_another_message(
     pool: Pool, schema: str, letters: DeadLetters[DeadLetter]
 ) -> None:
-    """Rule: stream, sequence and time of storage make the message; the epoch as last seen does not."""
+    """Rule: stream, sequence and time of storage make the message, on the bus too; the epoch as last seen does
+    not."""
     await put(pool, schema, message(7))
     await put(pool, schema, message(7, at=NOON + timedelta(hours=1)))
     await put(pool, schema, message(7, stream="EVENTS"))
     assert len(await letters.find()) == 3
+    bus = Bus()
+    await mirrored(letters, bus)
+    assert len({message_id for message_id, _, _ in bus.told}) == 3
 
 
 async def test_a_sender_of_garbage_fills_its_share_of_the_bus_and_no_more(
