@@ -260,6 +260,24 @@ async def test_a_tail_knows_its_places_by_their_times() -> None:
     assert not [n for n in range(10) if tail.holds(Place(n, n * 10 + 1))]
 
 
+async def test_a_tail_is_bounded_in_bytes() -> None:
+    """Rule: the oldest leave, and who was to have them is not told that all is held; one may be larger."""
+    tail = Tail(Place(0, 1), "", max_events=100, max_bytes=10)
+    for held, size, floor in (
+        ([1, 2], 4, 0),
+        ([3, 4, 5], 4, 3),
+        ([6], 50, 5),
+        ([7], 4, 6),
+        ([8], 4, 6),
+        ([9], 4, 7),
+    ):
+        tail.append([Frame(n, n, "t", b"x" * size) for n in held])
+        assert tail.floor == floor
+        assert [frame.sequence for frame in tail.since(floor)] == list(range(floor + 1, held[-1] + 1))
+        assert tail.covers(floor)
+        assert floor == 0 or not tail.covers(floor - 1)
+
+
 async def test_no_other_stream_of_the_name_is_read_on(own_nats: NatsServer) -> None:
     """Rule: neither by a reader that was yet to open when its stream was made anew, nor by a client that asks
     how far it is to catch up."""

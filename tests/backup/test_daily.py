@@ -34,7 +34,7 @@ from kgents_backup.sinks.store.sealing import new_key
 from kgents_backup.sources.verbatim import VerbatimClient, connected
 from kgents_common import streams
 from kgents_common.clock import ManualClock, SystemClock
-from kgents_common.errors import KgentsError
+from kgents_common.errors import KgentsError, PermanentError
 from kgents_common.streams import request
 from kgents_devstack.servers import NatsServer, S3Server, free_port
 from kgents_devstack.waiting import HANGS_AFTER_SECONDS
@@ -156,8 +156,28 @@ async def test_an_offsite_store_that_refuses_leaves_the_local_copy(
         report = await verify(backup.local, "AGENTESE")
         assert report.is_good
         assert report.snapshots == 1
-    assert (await facts(client))["run.failed"]
+    said = await facts(client)
+    assert said["run.failed"]
+    assert "kept.AGENTESE" not in said, "off-site, nothing is"
     assert await s3_store.list("") == []
+
+
+async def test_what_was_not_read_back_whole_is_not_told_as_kept(
+    client: VerbatimClient, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: the stream lets nothing go because of a snapshot that nobody could verify."""
+
+    async def damaged(*_: object, **__: object) -> None:
+        raise PermanentError("damaged")
+
+    async def drilled(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(DailyRun, "verify", damaged)
+    monkeypatch.setattr(DailyRun, "drill", drilled)
+    async with opened(settings_for(nats_url, tmp_path, streams="AGENTESE")) as backup:
+        assert (await backup.daily.run()).failures == {"verify AGENTESE": "damaged"}
+    assert set(await facts(client)) == {"snapshot.completed", "run.failed"}
 
 
 async def test_two_runs_never_mix(client: VerbatimClient, nats_url: str, tmp_path: Path) -> None:

@@ -109,8 +109,8 @@ async def test_a_message_is_buried_whole_and_once(
 async def test_a_sequence_used_before_is_another_message(
     pool: Pool, schema: str, letters: DeadLetters[DeadLetter]
 ) -> None:
-    """Rule: stream, sequence and time of storage make the message, on the bus too; the epoch as last seen does
-    not."""
+    """Rule: stream, sequence and time of storage make the message, on the bus too; the epoch as last seen
+    does not."""
     await put(pool, schema, message(7))
     await put(pool, schema, message(7, at=NOON + timedelta(hours=1)))
     await put(pool, schema, message(7, stream="EVENTS"))

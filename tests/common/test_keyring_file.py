@@ -163,6 +163,24 @@ def test_scopes_are_chosen(path: Path, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         run_command(["keys", "create", "--tenant", "b", "--file", str(path)])
     assert "--scopes" in capsys.readouterr().err
+    assert run_command([*CREATE_B, "--file", str(path)]) == 0
+    found = keyring.Keyring(path).find(capsys.readouterr().out.strip())
+    assert found is not None
+    assert (found.tenant, found.scopes, found.expires_at) == ("b", ("events:read",), None)
+
+
+def test_a_key_is_made_with_its_end(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: after a span or at a moment, as it was asked for."""
+    at = f"{datetime.now(UTC) + timedelta(days=3):%Y-%m-%dT%H:%M:%SZ}"
+    for asked, earliest, latest in (
+        (["--expires-in", "2h"], timedelta(hours=1), timedelta(hours=2)),
+        (["--expires-at", at], timedelta(days=2), timedelta(days=3)),
+    ):
+        assert run_command([*CREATE_B, *asked, "--file", str(path)]) == 0
+        found = keyring.Keyring(path).find(capsys.readouterr().out.strip())
+        assert found is not None
+        assert found.expires_at is not None
+        assert earliest < found.expires_at - datetime.now(UTC) <= latest
 
 
 def test_a_key_ends_by_itself(path: Path) -> None:
@@ -194,6 +212,24 @@ def test_a_rotated_key_overlaps_its_successor(path: Path, capsys: pytest.Capture
     left = ended.expires_at - datetime.now(UTC)
     assert timedelta(hours=1) < left <= timedelta(hours=2)
     assert "ends " in listed(path, capsys)
+
+
+def test_a_rotation_gives_no_key_more_than_it_had(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rule: the successor lives as long as the old one was made for, the old one no longer than it would
+    have; one that has ended has no successor."""
+    now = datetime.now(UTC)
+    made = now - timedelta(days=29)
+    _, soon = keyring.mint("acme", ["events:read"], now=made, expires_at=made + timedelta(days=30))
+    _, over = keyring.mint("acme", ["events:read"], now=made, expires_at=now - timedelta(seconds=1))
+    keyring.write(path, [soon, over])
+    assert run_command(["keys", "rotate", soon.id, "--overlap", "7d", "--file", str(path)]) == 0
+    new = keyring.Keyring(path).find(capsys.readouterr().out.strip())
+    assert new is not None
+    assert new.expires_at == new.created_at + timedelta(days=30)
+    assert new.scopes == ("events:read",)
+    assert keyring.load(path)[0] == soon
+    assert run_command(["keys", "rotate", over.id, "--file", str(path)]) == 1
+    assert len(keyring.load(path)) == 3
 
 
 def test_who_cannot_read_it_for_minutes_lets_nobody_in(path: Path) -> None:

@@ -45,7 +45,7 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         "redis://:hush@h:6379/0",
         "redis://:hu/sh?hush#hush@h:6379/0",
         "redis://h/0?password=hush&db=1",
-        "redis://h/0?db=1&pass%77ord=hush",
+        "redis://h/0?db=1&p%61ssword=hush",
         "postgresql:///db?host=/run&user=u&password=hush&sslmode=require",
         "postgresql://u:a@hush@h/db?sslpassword=hush",
         "host=h user=u password=hush dbname=d",
