@@ -163,6 +163,8 @@ def test_known_groups_take_a_bounded_amount_of_memory() -> None:
         group = (("model", f"{number}" + "x" * (number % 2048)),)
         assert keys.of(group) == GroupKeys(0).of(group)
         assert keys.held_bytes <= 1024 * 1024
+    assert keys.of((("model", "x" * 200_000),))
+    assert keys.held_bytes == 0, "one that is larger than all of it is not kept"
 
 
 async def test_two_workers_with_the_same_messages_count_them_once(pool: Pool) -> None:
