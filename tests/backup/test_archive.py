@@ -233,6 +233,19 @@ async def test_header_blocks_survive_reading_as_bytes(client: VerbatimClient) ->
     assert message.body == b"body"
 
 
+async def test_a_batch_of_large_messages_has_a_bound_in_bytes(client: VerbatimClient) -> None:
+    """Rule: however large messages are, a reader holds so many bytes at a time, and reads all of them."""
+    await make_stream(client)
+    await fill(client, 12, size=100_000)
+    reader = MessageReader(client, STREAM)
+    found: list[Message] = []
+    while batch := await reader.batch(limit_bytes=350_000, wait_seconds=None):
+        assert sum(len(message.body) for message in batch) <= 350_000
+        found += batch
+    await reader.close()
+    assert [message.sequence for message in found] == list(range(1, 13))
+
+
 async def test_a_reader_that_lost_its_consumer_goes_on_where_it_was(client: VerbatimClient) -> None:
     """Rule: a deleted consumer costs a retry, no message."""
     await make_stream(client)
