@@ -184,6 +184,35 @@ async def test_who_was_killed_owns_nothing_soon_and_no_hand_is_needed(
         third.check()
 
 
+@pytest.mark.parametrize("is_followed", [False, pytest.param(True, marks=[pytest.mark.long])])
+async def test_who_stood_still_owns_on_where_nobody_came(
+    client: VerbatimClient, monkeypatch: pytest.MonkeyPatch, is_followed: bool
+) -> None:
+    """Rule: a restore whose server, or whose machine, stood still for longer than the lease goes on, unless
+    another owned the streams meanwhile, even if that is gone again."""
+    monkeypatch.setattr(ownership, "LEASE", timedelta(seconds=1))
+    async with Ownership(client, "first", CLOCK) as held:
+        assert held._renewing is not None
+        held._renewing.cancel()
+
+        async def is_forgotten() -> bool:
+            return await held._last() is None
+
+        await until(is_forgotten)
+        if is_followed:
+            async with Ownership(client, "second", CLOCK):
+                pass
+        held._held_until = 0.0
+        held._renewing = asyncio.create_task(held._renew())
+
+        async def is_known() -> bool:
+            assert held._renewing is not None
+            return held.is_held or held._renewing.done()
+
+        await until(is_known)
+        assert held.is_held != is_followed
+
+
 @pytest.mark.long
 async def test_a_server_that_restarts_knows_the_owner(
     own_nats: NatsServer, monkeypatch: pytest.MonkeyPatch

@@ -32,7 +32,8 @@ STREAM = "kgents-restoring"
 LEASE = timedelta(seconds=20)
 # All streams that are live in a server have one owner; a look at one beside them has another.
 LIVE = "live"
-_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
+_OF_STREAM = "Nats-Expected-Last-Sequence"
 _WRONG_SEQUENCE = 10071
 _ASK_SECONDS = 5.0
 
@@ -139,32 +140,41 @@ class Ownership:
                 _log.warning("ownership.not_released", error=str(error))
 
     async def _renew(self) -> None:
+        pause = LEASE.total_seconds() / 4
         while True:
-            await asyncio.sleep(LEASE.total_seconds() / 4)
-            started = self._clock.monotonic()
+            await asyncio.sleep(pause)
+            started, pause = self._clock.monotonic(), LEASE.total_seconds() / 20
             try:
                 sequence = await self._publish(self._sequence)
                 if sequence is None:  # it was lost, or the answer to the last renewal was
-                    found = await self._last()
-                    if found is None or found[0] is None or found[0].token != self._mine.token:
+                    sequence = await self._again()
+                    if sequence is None:
                         self._held_until = 0.0
-                        _log.error("ownership.lost", owner=found[0].owner if found and found[0] else "nobody")
+                        _log.error("ownership.lost")
                         return
-                    self._sequence = found[1]
-                    sequence = await self._publish(self._sequence)
-                if sequence is not None:
-                    self._sequence, self._held_until = sequence, started + LEASE.total_seconds()
+                self._sequence, self._held_until = sequence, started + LEASE.total_seconds()
+                pause = LEASE.total_seconds() / 4
             except KgentsError as error:
                 _log.warning("ownership.not_renewed", error=str(error))
 
-    async def _publish(self, expected: int) -> int | None:
+    async def _again(self) -> int | None:
+        """Renew what is ours all the same; None where another came, or may have come and gone."""
+        found = await self._last()
+        if found is None:
+            # Expired while the server stood still, e.g. to read a large stream: ours if nobody wrote since.
+            return await self._publish(self._sequence, _OF_STREAM)
+        if found[0] is None or found[0].token != self._mine.token:
+            return None
+        return await self._publish(found[1])
+
+    async def _publish(self, expected: int, header: str = _OF_SUBJECT) -> int | None:
         """Say that it is ours, where the last message is the expected one; the sequence, or None."""
         try:
             answer = await self._client.request(
                 self._subject,
                 msgspec.json.encode(self._mine),
                 timeout=_ASK_SECONDS,
-                headers={_EXPECTED: str(expected)},
+                headers={header: str(expected)},
             )
             said: dict[str, Any] = json.loads(answer.data)
         except (NatsError, OSError, TimeoutError, ValueError) as error:
