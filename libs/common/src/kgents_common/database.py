@@ -25,9 +25,10 @@ _log = structlog.get_logger()
 # PostgreSQL documentation, Appendix A. An OperationalError to psycopg, and yet of what was asked: a limit.
 _OF_WHAT_WAS_ASKED = "54"
 # None, and yet of the server's state: a transaction that may only read, or was ended for its age; rights,
-# tables, columns and functions that are not those of this release (yet).
+# tables, columns and functions that are not those of this release (yet); a page or an index that is damaged.
 _TRANSACTION_STATE = "25"
 _NOT_OUR_SCHEMA = frozenset({"3F000", "42501", "42703", "42883", "42P01"})
+_DAMAGED = frozenset({"XX001", "XX002"})
 
 
 # Compiling (jit) takes longer than what it saves in answers that are planned to be short.
@@ -107,14 +108,14 @@ def transient_errors() -> Iterator[None]:
     except psycopg.Error as error:
         if not _is_of_the_server(error):
             raise
-        reason = error.diag.message_primary if error.sqlstate in _NOT_OUR_SCHEMA else None
+        reason = error.diag.message_primary if error.sqlstate in _NOT_OUR_SCHEMA | _DAMAGED else None
         raise TransientError(f"postgres: {reason or type(error).__name__}") from error
 
 
 def _is_of_the_server(error: psycopg.Error) -> bool:
     """Whether an error is of the server's state, the network or a lost race."""
     state = error.sqlstate or ""
-    if state[:2] == _TRANSACTION_STATE or state in _NOT_OUR_SCHEMA:
+    if state[:2] == _TRANSACTION_STATE or state in _NOT_OUR_SCHEMA | _DAMAGED:
         return True
     known = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return known and state[:2] != _OF_WHAT_WAS_ASKED
