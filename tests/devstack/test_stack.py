@@ -158,7 +158,7 @@ def test_stacks_do_not_meet_leave_nothing_behind_and_go_on_with_what_they_had(
     headers = {"authorization": f"Bearer {key}", "content-type": "application/cloudevents+json"}
     assert httpx.post(f"{api}/v1/events", json=event, headers=headers).status_code == 202
     until(lambda: "delivered=1" in log.read_text())
-    line = first_match(r"(\S+ operate .*metering dead list)", log.read_text())
+    line = first_match(r"\n  (.+ operate .*metering dead list)", log.read_text())  # its path may hold a space
     pasted = subprocess.run(line, shell=True, cwd="/", capture_output=True, text=True, check=False)
     assert pasted.returncode == 0, pasted.stderr
     beside = subprocess.run(
