@@ -25,7 +25,7 @@ from kgents_backup.handlers.schedule import daily, next_run
 from kgents_backup.model import segment
 from kgents_backup.model.faults import LockedError
 from kgents_backup.operations.daily import DailyOutcome, DailyRun
-from kgents_backup.operations.restoring.transaction import Restoration
+from kgents_backup.operations.restoring.transaction import Means, Restoration, restoration
 from kgents_backup.operations.standing import NOT_ENCRYPTED, Inspection
 from kgents_backup.operations.verifying import verify
 from kgents_backup.settings import BackupSettings
@@ -197,7 +197,7 @@ async def test_no_daily_run_merges_or_prunes_under_a_running_restore(
         refused: list[str] = []
 
         def meanwhile(real):  # type: ignore[no-untyped-def]
-            async def called(self: Restoration, *given: object) -> object:
+            async def called(self: Means, *given: object) -> object:
                 with pytest.raises(LockedError, match="the lock run is held by"):
                     await other.daily.run()
                 refused.append(real.__name__)
@@ -205,12 +205,12 @@ async def test_no_daily_run_merges_or_prunes_under_a_running_restore(
 
             return called
 
-        monkeypatch.setattr(Restoration, "_replace", meanwhile(Restoration._replace))
+        monkeypatch.setattr(restoration, "replace", meanwhile(restoration.replace))
         monkeypatch.setattr(Restoration, "undo", meanwhile(Restoration.undo))
         assert await run_restore(backup, _parser().parse_args(["restore", "--replace"])) == 0
         with pytest.raises(KgentsError, match="no restore of AGENTESE is under way"):
             await run_restore(backup, _parser().parse_args(["restore", "--undo"]))
-        assert refused == ["_replace", "undo"]
+        assert refused == ["replace", "undo"]
         assert (await other.daily.run()).failures == {}
 
 

@@ -18,6 +18,7 @@ from tests.backup.streams import (
     shown,
 )
 
+from kgents_backup.handlers.command.program import _parser
 from kgents_backup.model import moments
 from kgents_backup.model.faults import CorruptError, RefusedError, UnrecoverableError
 from kgents_backup.model.plan import Until
@@ -391,3 +392,13 @@ async def test_a_restored_stream_begins_a_new_line_and_both_can_be_restored(
     assert [m.body for m in await read_all(each_client)] == [m.body for m in old]
     await lose_and_restore(each_client, vault)
     assert [m.body for m in await read_all(each_client)] == [m.body for m in new]
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "*", ">", "a/b", "a\\b", "a\n"])
+def test_a_name_that_no_stream_may_have_is_refused_at_once(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rule: told as that, not as a server that does not take it."""
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["restore", "--into", name])
+    assert "a stream's name holds no blank" in capsys.readouterr().err

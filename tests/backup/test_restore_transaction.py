@@ -453,7 +453,7 @@ async def test_a_restore_to_the_end_opens_no_stream_that_lacks_what_it_had(
     async def overlooked(self: Restoration, wanted: Wanted, **_: object) -> Prepared:
         return await prepare(self.source, wanted.stream, to_20)
 
-    monkeypatch.setattr(Restoration, "_prepare", overlooked)
+    monkeypatch.setattr(Restoration, "prepare", overlooked)
     with pytest.raises(
         ProtocolError, match="10 messages that the stream held are in no backup, the first at 21"
     ):

@@ -18,12 +18,18 @@ from kgents_backup.handlers.command.restoring import run_discard
 from kgents_backup.handlers.command.surroundings import Arguments
 from kgents_backup.model.faults import LockedError, ProtocolError, RefusedError, RestoringError
 from kgents_backup.model.plan import Until
-from kgents_backup.model.restoration import RestoreRecord, mark, read_lineage, record_key
+from kgents_backup.model.restoration import RestoreRecord, is_left_half, mark, read_lineage, record_key
 from kgents_backup.operations import disaster
 from kgents_backup.operations.disaster import Region, fencing
-from kgents_backup.operations.restoring import RestoreReport, carrying_out, journal, transaction, verifying
-from kgents_backup.operations.restoring.keeping import with_step
-from kgents_backup.operations.restoring.transaction import Restoration, Wanted
+from kgents_backup.operations.restoring import (
+    RestoreReport,
+    carrying_out,
+    journal,
+    prepare,
+    restore,
+    verifying,
+)
+from kgents_backup.operations.restoring.transaction import Restoration, Wanted, closing, replacing
 from kgents_backup.sinks import ownership
 from kgents_backup.sinks.ownership import Ownership
 from kgents_backup.sinks.store import DirectoryStore, Sealer, Vault
@@ -335,7 +341,7 @@ async def test_what_the_release_before_began_is_gone_on_with(
         async def none(_: object) -> str:
             return ""
 
-        patch.setattr(transaction, "store_identity", none)
+        patch.setattr(closing, "store_identity", none)
         with pytest.raises(Killed):
             await restoration(client, vault, crash=point).bring_back(REPLACE)
     record = await vault.read_document(record_key(STREAM), RestoreRecord)
@@ -369,7 +375,7 @@ async def test_a_stream_that_was_made_anew_behind_the_fence_is_not_opened(
 
     for is_emptied, said in ((False, "not the one that was filled"), (True, "holds 0 messages up to")):  # noqa: B007
         with monkeypatch.context() as patch:
-            patch.setattr(transaction, "read_back", then_another)
+            patch.setattr(replacing, "read_back", then_another)
             with pytest.raises(ProtocolError, match=said):
                 await restoration(client, vault).bring_back(REPLACE)
         info = await stream_info(client, STREAM)
@@ -407,6 +413,48 @@ async def test_no_success_is_said_over_another_stream(
     assert await bodies(client) == whole
 
 
+async def test_who_lost_the_lease_deletes_and_opens_nothing(
+    each_client: VerbatimClient, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule: the owner is asked right before each, by whatever changes the server's streams."""
+    client = each_client
+    await archived(client, vault)
+    kept = (await restoration(client, vault).bring_back(REPLACE)).kept
+    await client.jetstream().delete_stream(STREAM)
+    # An old primary's region that is gone, and this one's mirror.
+    await request(client, "STREAM.CREATE.ORIGIN", {"name": "ORIGIN", "subjects": ["origin.>"]})
+    await request(client, f"STREAM.CREATE.{STREAM}", {"name": STREAM, "mirror": {"name": "ORIGIN"}})
+
+    async def give() -> VerbatimClient:
+        return client
+
+    async def gone() -> VerbatimClient:
+        raise TransientError("nats: not connected")
+
+    def lost(_: object) -> None:
+        raise LockedError("the lease of this restore on the server was lost")
+
+    region = Region(gone, give, "primary", "dr", (STREAM,))
+    backup = cast("Backup", SimpleNamespace(client=give, owner="test", clock=CLOCK))
+    prepared = await prepare(vault, STREAM, Until())
+    with monkeypatch.context() as patch:
+        patch.setattr(Ownership, "check", lost)
+        alone = Ownership(client, "test", CLOCK)
+        for asked in (
+            run_discard(backup, Arguments(stream=None, dry_run=False)),
+            disaster.promote(region, STREAM, [], archive=None, scratch=vault, clock=CLOCK),
+            restore(client, vault, prepared, clock=CLOCK, into="LOOK", check=alone.check),
+        ):
+            with pytest.raises(LockedError, match="was lost"):
+                await asked
+    assert await stream_info(client, kept) is not None
+    mirror, half = await stream_info(client, STREAM), await stream_info(client, "LOOK")
+    assert mirror is not None
+    assert mirror.config["mirror"]["name"] == "ORIGIN"
+    assert half is not None
+    assert is_left_half(half.config)
+
+
 async def made_empty(client: VerbatimClient) -> None:
     """As two runs left it: the same configuration, lineage and all, over nothing."""
     info = await stream_info(client, STREAM)
@@ -438,6 +486,6 @@ async def test_a_stream_under_restore_is_neither_promoted_nor_fenced(
     assert record is not None
     await request(client, f"STREAM.DELETE.{STREAM}")
     mirror = {"name": STREAM, "mirror": {"name": record.kept}, "storage": "file"}
-    await request(client, f"STREAM.CREATE.{STREAM}", mark(mirror, with_step(record)))
+    await request(client, f"STREAM.CREATE.{STREAM}", mark(mirror, record))
     with pytest.raises(RestoringError, match="is being restored, or its restore was interrupted"):
         await disaster.promote(region, STREAM, [], archive=None, scratch=vault, clock=CLOCK)

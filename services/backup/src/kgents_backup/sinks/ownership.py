@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import secrets
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 import structlog
@@ -26,15 +25,14 @@ from kgents_backup.sources.verbatim import VerbatimClient
 from kgents_common.cancelling import cancelled
 from kgents_common.clock import Clock
 from kgents_common.errors import KgentsError, TransientError
+from kgents_common.publisher import EXPECTED_LAST_SUBJECT_SEQUENCE, Ack, AlreadyThereError, acknowledgement
 from kgents_common.streams import JetStreamApiError, request
 
 STREAM = "kgents-restoring"
 LEASE = timedelta(seconds=20)
 # All streams that are live in a server have one owner; a look at one beside them has another.
 LIVE = "live"
-_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
-_OF_STREAM = "Nats-Expected-Last-Sequence"
-_WRONG_SEQUENCE = 10071
+EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Sequence"
 _ASK_SECONDS = 5.0
 
 _log = structlog.get_logger()
@@ -162,12 +160,12 @@ class Ownership:
         found = await self._last()
         if found is None:
             # Expired while the server stood still, e.g. to read a large stream: ours if nobody wrote since.
-            return await self._publish(self._sequence, _OF_STREAM)
+            return await self._publish(self._sequence, EXPECTED_LAST_SEQUENCE)
         if found[0] is None or found[0].token != self._mine.token:
             return None
         return await self._publish(found[1])
 
-    async def _publish(self, expected: int, header: str = _OF_SUBJECT) -> int | None:
+    async def _publish(self, expected: int, header: str = EXPECTED_LAST_SUBJECT_SEQUENCE) -> int | None:
         """Say that it is ours, where the last message is the expected one; the sequence, or None."""
         try:
             answer = await self._client.request(
@@ -176,15 +174,14 @@ class Ownership:
                 timeout=_ASK_SECONDS,
                 headers={header: str(expected)},
             )
-            said: dict[str, Any] = json.loads(answer.data)
-        except (NatsError, OSError, TimeoutError, ValueError) as error:
+        except (NatsError, OSError, TimeoutError) as error:
             raise TransientError(f"jetstream: {type(error).__name__} on {STREAM}") from error
-        fault = said.get("error")
-        if not fault:
-            return int(said["seq"])
-        if fault.get("err_code") == _WRONG_SEQUENCE:
+        outcome = acknowledgement.read(answer.data)
+        if isinstance(outcome, Ack):
+            return outcome.seq
+        if isinstance(outcome, AlreadyThereError):
             return None
-        raise JetStreamApiError(fault.get("description", ""), fault.get("code", 0), fault.get("err_code", 0))
+        raise outcome
 
     async def _last(self) -> tuple[_Holder | None, int] | None:
         """Who holds it, and in which sequence; None where nobody does."""

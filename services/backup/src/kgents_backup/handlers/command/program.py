@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,13 @@ async def _dispatch(arguments: Arguments, settings: BackupSettings) -> int:
         await backup.client.stop()
 
 
+def _into(text: str) -> str:
+    """A server's URL, or a name that a stream may have (docs.nats.io, "Naming")."""
+    if "://" in text or re.fullmatch(r"[^\s.*>/\\]+", text):
+        return text
+    raise argparse.ArgumentTypeError("a stream's name holds no blank, '.', '*', '>', '/' or '\\'")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kgents-backup", description="The streams come back, to any moment."
@@ -104,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     restore_.add_argument(
         "--to", metavar="TIME|SEQ", help="the last message not after TIME, or SEQ; default: the end"
     )
-    restore_.add_argument("--into", metavar="NAME|URL", help="another stream name, or another server")
+    restore_.add_argument(
+        "--into", type=_into, metavar="NAME|URL", help="another stream name, or another server"
+    )
     restore_.add_argument("--line", help="a history other than the one being written at that time (see list)")
     restore_.add_argument(
         "--replicas",

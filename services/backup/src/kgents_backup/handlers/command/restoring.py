@@ -107,15 +107,15 @@ async def _system(backup: Backup, arguments: Arguments, until: Until) -> int:
 async def run_discard(backup: Backup, arguments: Arguments) -> int:
     """`discard`: the copies of streams as they were before a restore are deleted."""
     client = await backup.client()
-    async with contextlib.AsyncExitStack() as stack:
-        if not arguments.dry_run:
-            await stack.enter_async_context(Ownership(client, backup.owner, backup.clock, what="discard"))
+    alone = Ownership(client, backup.owner, backup.clock, what="discard")
+    async with contextlib.nullcontext() if arguments.dry_run else alone:
         for name, config in await journal.kept_streams(client, arguments.stream):
             if MARK in (config.get("metadata") or {}):
                 print(f"{name} stays: a restore is under way")
                 continue
             print(f"{name}: {config.get('description')}{'' if arguments.dry_run else ': deleted'}")
             if not arguments.dry_run:
+                alone.check()
                 await request(client, f"STREAM.DELETE.{name}", timeout_seconds=60)
     return 0
 
@@ -193,7 +193,9 @@ async def _beside(
         options |= {"servers": arguments.into, "max_reconnect_attempts": 5}
     async with (
         connected(options) as client,
-        Ownership(client, backup.owner, backup.clock, place=LIVE if is_server else f"into-{arguments.into}"),
+        Ownership(
+            client, backup.owner, backup.clock, place=LIVE if is_server else f"into-{arguments.into}"
+        ) as alone,
     ):
         for prepared in plans:
             report = await restore(
@@ -204,6 +206,7 @@ async def _beside(
                 into=None if is_server else arguments.into,
                 replicas=arguments.replicas,
                 progress=backup.progress,
+                check=alone.check,
             )
             print(report_text(report))
     return 0 if is_good else 1

@@ -9,7 +9,7 @@ from kgents_backup.model.faults import ProtocolError, RefusedError
 from kgents_backup.operations.consumers import make_consumers
 from kgents_backup.operations.disaster.accounting import Account, account
 from kgents_backup.operations.disaster.fencing import fence, refuse_restoring
-from kgents_backup.operations.disaster.promoting import Promotion, promote_alone
+from kgents_backup.operations.disaster.promoting import Promotion, promote
 from kgents_backup.operations.disaster.regions import FENCED_SUBJECTS, Region, mirror
 from kgents_backup.operations.snapshotting import take_snapshot
 from kgents_backup.sinks.ownership import Ownership
@@ -41,14 +41,23 @@ async def fail_back(
         TransientError: A region does not answer.
     """
     async with (
-        Ownership(await region.dr(), owner, clock, what="fail-back"),
-        Ownership(await region.primary(), owner, clock, what="fail-back"),
+        Ownership(await region.dr(), owner, clock, what="fail-back") as of_dr,
+        Ownership(await region.primary(), owner, clock, what="fail-back") as of_primary,
     ):
-        return await _fail_back(region, stream, scratch=scratch, clock=clock, seconds=seconds)
+        return await _fail_back(
+            region, stream, of_dr, of_primary, scratch=scratch, clock=clock, seconds=seconds
+        )
 
 
 async def _fail_back(
-    region: Region, stream: str, *, scratch: Vault, clock: Clock, seconds: float
+    region: Region,
+    stream: str,
+    of_dr: Ownership,
+    of_primary: Ownership,
+    *,
+    scratch: Vault,
+    clock: Clock,
+    seconds: float,
 ) -> tuple[Account, Promotion]:
     primary, dr = await region.primary(), await region.dr()
     back = region.turned()
@@ -63,6 +72,7 @@ async def _fail_back(
                 raise ProtocolError("the primary does not answer")
             found = await account(region, stream)
             await take_snapshot(primary, scratch, stream, clock=clock)
+            of_primary.check()
             await request(primary, f"STREAM.DELETE.{stream}", timeout_seconds=60)
         replicas = existing.config["num_replicas"] if existing else 1
         await mirror(back, stream, replicas=replicas)
@@ -76,11 +86,19 @@ async def _fail_back(
     # Writes stop here, and start again at the primary with its promotion.
     await fence(back, stream)
     await _caught_up(primary, dr, stream, seconds)
-    done = await promote_alone(
-        back, stream, subjects, archive=None, scratch=scratch, clock=clock, config=_limits(promoted)
+    done = await promote(
+        back,
+        stream,
+        subjects,
+        archive=None,
+        scratch=scratch,
+        clock=clock,
+        alone=of_primary,
+        config=_limits(promoted),
     )
     done.notes.clear()
     done.consumers = await make_consumers(primary, stream, consumers)
+    of_dr.check()
     await request(dr, f"STREAM.DELETE.{stream}", timeout_seconds=60)
     await mirror(region, stream)
     return found, done

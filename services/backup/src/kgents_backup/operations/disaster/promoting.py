@@ -71,6 +71,7 @@ async def promote(
     scratch: Vault,
     clock: Clock,
     owner: str = "",
+    alone: Ownership | None = None,
     config: dict[str, Any] | None = None,
     force_unfenced: bool = False,
 ) -> Promotion:
@@ -83,6 +84,7 @@ async def promote(
         archive: A store that outlived the primary; None to promote without looking.
         scratch: Where a server before 2.12 keeps the copy through which it is promoted.
         owner: Who we are, for another run that is refused meanwhile.
+        alone: Of the DR region's streams, where the caller has it already.
         config: Limits to end up with (duplicate window, age, bytes), of the primary's stream.
         force_unfenced: Go on although the old primary answers and cannot be fenced: it may take writes.
 
@@ -92,75 +94,56 @@ async def promote(
         RestoringError: Taking a restore of the stream back was interrupted there.
         TransientError: The DR region does not answer.
     """
-    async with Ownership(await region.dr(), owner, clock, what="promotion"):
-        return await promote_alone(
-            region,
-            stream,
-            subjects,
-            archive=archive,
-            scratch=scratch,
-            clock=clock,
-            config=config,
-            force_unfenced=force_unfenced,
-        )
-
-
-async def promote_alone(
-    region: Region,
-    stream: str,
-    subjects: Sequence[str],
-    *,
-    archive: Vault | None,
-    scratch: Vault,
-    clock: Clock,
-    config: dict[str, Any] | None = None,
-    force_unfenced: bool = False,
-) -> Promotion:
-    """As `promote`, for whoever owns the DR region's streams already."""
-    dr = await region.dr()
-    info = await stream_info(dr, stream)
-    if info is None or not info.config.get("mirror"):
-        raise RefusedError(f"the DR region has no mirror of {stream}", hint="see `dr status`")
-    refuse_restoring(info)
-    fenced_how = await try_fence(region, stream)
-    if fenced_how is Fencing.HALF_DEAD and not force_unfenced:
-        raise RefusedError(
-            f"the old primary answers with an error and {stream} cannot be fenced there: it may take writes",
-            hint="keep clients away from it and add --force-unfenced; fence it later with `dr fence --wait`",
-        )
-    is_fenced = fenced_how is Fencing.FENCED
-    info = await stream_info(dr, stream) or info
-    own = {**info.config, **(config or {}), "name": stream}
-    own["num_replicas"] = info.config["num_replicas"]
-    own["metadata"] = {**(own.get("metadata") or {}), PROMOTED_AT: str(info.last_sequence)}
-    own["metadata"].pop(FENCED_SUBJECTS, None)
-    own.pop("subject_transform", None)
-    by_update = server_version(dr) >= PROMOTION_BY_UPDATE
-    done = Promotion(stream, "update" if by_update else "snapshot and restore", info.last_sequence)
-    done.is_fenced = is_fenced
-    final = configurations.final(own, stream, subjects=list(subjects))
-    prefix = configurations.fence_prefix(stream, secrets.token_hex(4))
-    fenced = configurations.fenced(final, stream, prefix, replicas=1)
-    if by_update:
-        await request(dr, f"STREAM.UPDATE.{stream}", fenced, timeout_seconds=30)
-    else:
-        await _through_a_copy(dr, scratch, stream, fenced, clock)
-    records: list[ConsumerRecord] = []
-    if archive is not None:
-        records = await _from_archive(dr, archive, stream, prefix, done)
-    await refuse_fenced_subjects(dr, stream, prefix)
-    await widen(dr, fenced, final["num_replicas"])
-    # Before it is open: what is published then is beyond where any of them begins.
-    done.consumers = await make_consumers(dr, stream, records)
-    await request(dr, f"STREAM.UPDATE.{stream}", final, timeout_seconds=30)
-    if not is_fenced:
-        done.notes.append(
-            f"the old primary is NOT fenced ({fenced_how}): run `dr fence --wait` before anything reaches it"
-        )
-    if archive is None:
-        done.notes.append("no archive was looked into: what the mirror had not got is not known")
-    _log.info("dr.promoted", stream=stream, how=done.how, mirrored_to=done.mirrored_to)
-    return done
+    async with alone or Ownership(await region.dr(), owner, clock, what="promotion") as owned:
+        dr = await region.dr()
+        info = await stream_info(dr, stream)
+        if info is None or not info.config.get("mirror"):
+            raise RefusedError(f"the DR region has no mirror of {stream}", hint="see `dr status`")
+        refuse_restoring(info)
+        fenced_how = await try_fence(region, stream)
+        if fenced_how is Fencing.HALF_DEAD and not force_unfenced:
+            raise RefusedError(
+                f"the old primary answers with an error and {stream} cannot be fenced there: it may take"
+                " writes",
+                hint="keep clients away from it and add --force-unfenced; fence it later with"
+                " `dr fence --wait`",
+            )
+        is_fenced = fenced_how is Fencing.FENCED
+        info = await stream_info(dr, stream) or info
+        own = {**info.config, **(config or {}), "name": stream}
+        own["num_replicas"] = info.config["num_replicas"]
+        own["metadata"] = {**(own.get("metadata") or {}), PROMOTED_AT: str(info.last_sequence)}
+        own["metadata"].pop(FENCED_SUBJECTS, None)
+        own.pop("subject_transform", None)
+        by_update = server_version(dr) >= PROMOTION_BY_UPDATE
+        done = Promotion(stream, "update" if by_update else "snapshot and restore", info.last_sequence)
+        done.is_fenced = is_fenced
+        final = configurations.final(own, stream, subjects=list(subjects))
+        prefix = configurations.fence_prefix(stream, secrets.token_hex(4))
+        fenced = configurations.fenced(final, stream, prefix, replicas=1)
+        owned.check()
+        if by_update:
+            await request(dr, f"STREAM.UPDATE.{stream}", fenced, timeout_seconds=30)
+        else:
+            await _through_a_copy(dr, scratch, stream, fenced, clock)
+        records: list[ConsumerRecord] = []
+        if archive is not None:
+            records = await _from_archive(dr, archive, stream, prefix, done)
+        await refuse_fenced_subjects(dr, stream, prefix)
+        await widen(dr, fenced, final["num_replicas"])
+        # Before it is open: what is published then is beyond where any of them begins.
+        done.consumers = await make_consumers(dr, stream, records)
+        owned.check()
+        await request(dr, f"STREAM.UPDATE.{stream}", final, timeout_seconds=30)
+        if not is_fenced:
+            done.notes.append(
+                f"the old primary is NOT fenced ({fenced_how}): run `dr fence --wait` before anything reaches"
+                " it"
+            )
+        if archive is None:
+            done.notes.append("no archive was looked into: what the mirror had not got is not known")
+        _log.info("dr.promoted", stream=stream, how=done.how, mirrored_to=done.mirrored_to)
+        return done
 
 
 async def _through_a_copy(

@@ -45,6 +45,7 @@ async def restore(
     replicas: int | None = None,
     subjects: list[str] | None = None,
     progress: Progress | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> RestoreReport:
     """Carry a plan out.
 
@@ -53,6 +54,7 @@ async def restore(
         replace: Delete a stream of that name first.
         replicas: Instead of the backed up stream's.
         subjects: What the stream listens to afterwards, instead of what it did.
+        check: Raises where another may be at work; asked right before something is deleted or opened.
 
     Raises:
         RefusedError: There is such a stream, and replacing it was not asked for.
@@ -62,7 +64,7 @@ async def restore(
     begun = clock.monotonic()
     name = into or prepared.plan.stream
     report = RestoreReport(prepared.plan.stream, name)
-    await _make_room(client, name, replace=replace)
+    await _make_room(client, name, replace=replace, check=check)
     prefix = configurations.fence_prefix(name, secrets.token_hex(4))
     fenced = configurations.fenced(prepared.config, name, prefix, replicas=1)
     filling = Filling(vault, prepared, fenced, prefix, report, progress)
@@ -70,7 +72,7 @@ async def restore(
     final = configurations.final(prepared.config, name, replicas=replicas, subjects=subjects)
     if into is None and prepared.ancestors:
         final = with_lineage(final, secrets.token_hex(4), prepared.ancestors)
-    await release(client, filling, final)
+    await release(client, filling, final, check=check)
     report.seconds = round(clock.monotonic() - begun, 3)
     _log.info(
         "restore.completed",
@@ -128,7 +130,7 @@ async def release(
     filling.report.consumers = await _consumers(client, filling)
 
 
-async def _make_room(client: VerbatimClient, name: str, *, replace: bool) -> None:
+async def _make_room(client: VerbatimClient, name: str, *, replace: bool, check: Callable[[], None]) -> None:
     existing = await stream_info(client, name)
     if existing is None:
         return
@@ -138,6 +140,7 @@ async def _make_room(client: VerbatimClient, name: str, *, replace: bool) -> Non
             hint="--into replaces nothing: name another stream or server, or delete it there",
         )
     _log.warning("restore.stream_deleted", stream=name, messages=existing.messages)
+    check()
     await request(client, f"STREAM.DELETE.{name}", timeout_seconds=60)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from msgspec.structs import replace
+
 from kgents_backup.model.faults import CorruptError
 from kgents_backup.model.restoration import KEPT_OF, MARK, RestoreRecord, Step, read_mark, record_key
 from kgents_backup.sinks.store import Vault
@@ -40,8 +42,7 @@ async def _marks(client: VerbatimClient, stream: str) -> list[RestoreRecord]:
     for name, config in await kept_streams(client, stream):
         left = read_mark(config)
         if left is not None:
-            fields = {f: getattr(left, f) for f in left.__struct_fields__ if f not in ("step", "kept")}
-            found.append(RestoreRecord(**fields, step=Step.REPLACING, kept=name))
+            found.append(replace(left, step=Step.REPLACING, kept=name))
     return found
 
 

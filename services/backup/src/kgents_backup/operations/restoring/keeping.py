@@ -140,9 +140,3 @@ async def _same(client: VerbatimClient, origin: str, mirror: str) -> None:
                 hint="the server may lack storage for it; `restore --undo` opens the stream as it was",
             )
         await asyncio.sleep(0.1)
-
-
-def with_step(record: RestoreRecord, **changes: Any) -> RestoreRecord:
-    """The record with other fields."""
-    fields = {name: getattr(record, name) for name in record.__struct_fields__}
-    return RestoreRecord(**{**fields, **changes})
